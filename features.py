@@ -1,0 +1,139 @@
+"""What a frozen encoder says about a corpus: computed once, kept in a file, read back as batches (scenarios a and c).
+
+With a frozen encoder every epoch would repeat the same hours of encoding. Instead each utterance goes through it once, ever; heads
+are then trained on memory-mapped states, at the cost of a few matrix products per step.
+
+B utterances, T frames (50 Hz), S = L + 1 hidden states, D dimensions.
+"""
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data import SAMPLE_RATE, Batch, Corpus, collate
+from model import FrozenBatch, Hubert, frame_count
+
+MOST_CROPS = 16      # of one long training recording
+CHUNK_SECONDS = 60   # of padded audio that go through a frozen encoder together
+
+
+class Chunks(Dataset):
+    """A fixed list of batches of one corpus, loaded by worker processes: item k is batch k."""
+
+    def __init__(self, corpus: Corpus, visits: list[list[tuple]]):
+        self.corpus, self.visits = corpus, visits
+
+    def __len__(self) -> int:
+        return len(self.visits)
+
+    def __getitem__(self, k: int) -> Batch:
+        return collate(self.corpus, self.visits[k])
+
+
+class FrozenFeatures:
+    """The hidden states of a corpus in a memory-mapped file, made by `freeze`.
+
+    A head that is affine up to a mean over time (`head.pools`) needs no more than the mean of each state, (S, D) per utterance: an
+    exact cache (`pooled`; T is 1). The other heads get all frames.
+    """
+
+    def __init__(self, corpus: Corpus, path: Path):
+        index = json.loads(path.with_suffix(".json").read_text())
+        self.corpus, self.pooled, self.S, self.D = corpus, index["pooled"], index["states"], index["dim"]
+        self.frames, self.starts = torch.tensor(index["frames"]), torch.tensor(index["starts"])  # of each crop
+        self.first = index["first"]  # the number of each utterance's first crop
+        self.data = torch.from_numpy(np.memmap(path, np.float32, "c"))
+
+    def batch(self, visits: list[tuple[int, int | None]]) -> FrozenBatch:
+        """The states of some visits (utterance, crop seed or None), padded with zeros."""
+        crops = [self.first[i] + (seed or 0) % (self.first[i + 1] - self.first[i]) for i, seed in visits]
+        frames, starts = self.frames[crops], self.starts[crops]
+        if self.pooled:  # all of the same size: a batch is one gather
+            states = self.data.view(-1, self.S, self.D)[starts // (self.S * self.D)].transpose(0, 1).unsqueeze(2)  # (S, B, 1, D)
+        else:
+            states = torch.zeros(self.S, len(visits), int(frames.max()), self.D)
+            for b, (start, T) in enumerate(zip(starts.tolist(), frames.tolist())):
+                states[:, b, :T] = self.data[start:start + self.S * T * self.D].view(self.S, T, self.D)
+        chosen = [self.corpus.utterances[i] for i, _ in visits]
+        return FrozenBatch(states, frames, [u.target for u in chosen], [u.id for u in chosen])
+
+    def all_batches(self, size: int = 64) -> Iterator[FrozenBatch]:
+        """Every utterance once, in batches of similar length."""
+        order = sorted(range(len(self.corpus.utterances)), key=lambda i: int(self.frames[self.first[i]]))
+        for k in range(0, len(order), size):
+            yield self.batch([(i, None) for i in order[k:k + size]])
+
+
+def freeze(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path, room_gb: float, workers: int = 0,
+           quiet: bool = False) -> FrozenFeatures | None:
+    """Run a frozen encoder once over a corpus and keep its states in `folder`; None if that takes more than `room_gb`.
+
+    Of a training recording longer than the crop, up to 16 random crops are kept, one for each crop length that it holds, and each
+    visit takes one of them. DIFFERS: the released code crops anew at every visit, and so runs the encoder at every visit.
+
+    The file is named by a digest of all that decides its content: the encoder's weights, the audio files (path, size, time) and how
+    they are loaded, the code of model.py and data.py. PR and ASR, which hear the same audio, share a file.
+    """
+    cropped = corpus.crop if training else None
+    lengths = [min(u.samples, cropped or u.samples) for u in corpus.utterances]
+    crops = [min(MOST_CROPS, max(1, u.samples // cropped)) if cropped else 1 for u in corpus.utterances]
+    rows = sum(count * (1 if pooled else frame_count(length)) for count, length in zip(crops, lengths))
+    gigabytes = rows * encoder.states * encoder.dim * 4 / 1e9
+    if gigabytes > room_gb:
+        tqdm.write(f"{corpus.task}: its features would take {gigabytes:.1f} GB (--cache-gb {room_gb:g}), so the encoder runs at each step")
+        return None
+    path = folder / f"{_digest(encoder, corpus, training, pooled)}.f32"
+    if not path.with_suffix(".json").exists():
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        visits = [(i, seed if training else None) for i in order for seed in range(crops[i])]
+        title = f"{corpus.task}: encoding {'train' if training else 'dev/test'} once, {gigabytes:.2f} GB"
+        _write(encoder, corpus, visits, lengths, np.cumsum([0] + crops).tolist(), pooled, path, workers, title, quiet)
+    return FrozenFeatures(corpus, path)
+
+
+def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> str:
+    """A name for the states of this audio in this encoder."""
+    digest = hashlib.blake2b(f"{corpus.gain} {corpus.trim} {corpus.crop} {training} {pooled}".encode(), digest_size=12)
+    for name, tensor in encoder.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    for module in ("model.py", "data.py"):
+        digest.update(Path(__file__).with_name(module).read_bytes())
+    for u in corpus.utterances:
+        about = os.stat(u.path)
+        digest.update(f"{os.path.abspath(u.path)} {about.st_size} {about.st_mtime_ns} {u.start} {u.stop}".encode())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _write(encoder: Hubert, corpus: Corpus, visits: list[tuple], lengths: list[int], first: list[int], pooled: bool, path: Path,
+           workers: int, title: str, quiet: bool) -> None:
+    """Encode the visits, shortest first, and write their states (S, T, D) one after the other, with an index beside them."""
+    chunks = [[]]
+    for i, seed in visits:
+        if (len(chunks[-1]) + 1) * lengths[i] > CHUNK_SECONDS * SAMPLE_RATE and chunks[-1]:
+            chunks.append([])
+        chunks[-1].append((i, seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, device = path.with_suffix(f".{os.getpid()}.tmp"), next(encoder.parameters()).device
+    loader = DataLoader(Chunks(corpus, chunks), batch_size=None, num_workers=workers)
+    frames, starts, written = [0] * first[-1], [0] * first[-1], 0
+    with open(temporary, "wb") as file:
+        for chunk, batch in zip(chunks, tqdm(loader, title, unit="batch", leave=False, disable=quiet, delay=1)):
+            states, counts = encoder(batch.waves.to(device), batch.lengths)  # (S, B, T, D), (B,)
+            for b, ((i, seed), T) in enumerate(zip(chunk, counts.tolist())):
+                own = states[:, b, :T].mean(1, keepdim=True) if pooled else states[:, b, :T]  # (S, 1 or T, D)
+                frames[first[i] + (seed or 0)], starts[first[i] + (seed or 0)] = own.shape[1], written
+                file.write(own.cpu().contiguous().numpy().tobytes())
+                written += own.numel()
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    index = {"pooled": pooled, "states": encoder.states, "dim": encoder.dim, "frames": frames, "starts": starts, "first": first}
+    temporary.write_text(json.dumps(index))
+    os.replace(temporary, path.with_suffix(".json"))  # last: only a complete file has an index

@@ -1,0 +1,240 @@
+"""Prediction heads: what turns HuBERT's features into an answer, and the loss that trains it (paper, Section 3.3).
+
+One answer per utterance: ClassifierHead, or XVectorHead for a voice print. A sequence of tokens: CTCHead, BLSTMCTCHead.
+An answer every 10 ms: DiarizationHead. They are SUPERB's heads, small on purpose: the features have to do the work.
+
+B utterances, T frames (50 Hz, zero padded), D = 768 dimensions, H hidden units, C classes, S tokens, N = 2S + 1 states,
+K speakers. `frames` and `lengths` (B,) say where padding begins; nothing of it reaches a loss or a prediction.
+"""
+from itertools import groupby, permutations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, inf, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+
+class Head(nn.Module):
+    """Any head: `loss(features (B, T, D), frames (B,), targets: list)` is a scalar, in float32 also under autocast;
+    `predict(features, frames)` is a list of B, in plain Python (call `eval()` before: some heads have dropout)."""
+    pools = False          # True: all is affine up to a mean over time, so one mean per utterance is an exact cache
+    frame_aligned = False  # True: the targets are tied to time, so the features must not be time-warped
+
+    def terms(self, targets: list) -> int:
+        """How many terms the mean in `loss` is over, so that several processes can average exactly."""
+        return len(targets)
+
+
+def _fill_padding(x: Tensor, lengths: Tensor, value: float = 0) -> Tensor:
+    """x (B, T, ...) with `value` wherever there is padding."""
+    padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+    return x.masked_fill(padding.view(*padding.shape, *[1] * (x.dim() - 2)), value)
+
+
+def _take(x: Tensor, lengths: Tensor, index: Tensor) -> Tensor:
+    """Entries `index` (M,) or (B, M) of the rows of x (B, T, ...), at most a row's own last entry: (B, M, ...)."""
+    return x[torch.arange(len(x), device=x.device)[:, None], torch.minimum(index, lengths[:, None] - 1).clamp(min=0)]
+
+
+class ClassifierHead(Head):
+    """Linear, mean over time, Linear; `classes` = (6, 14, 4) asks three questions at once. Without an activation, the
+    mean may come first, mean_t(W x_t + b) = W mean_t(x_t) + b: the same head, and T times cheaper."""
+    pools = True
+
+    def __init__(self, dim: int, classes: int | tuple, hidden: int = 256):
+        super().__init__()
+        self.slots = [classes] if isinstance(classes, int) else list(classes)
+        self.project, self.output = nn.Linear(dim, hidden), nn.Linear(hidden, sum(self.slots))
+
+    def logits(self, features: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
+        """One (B, C) per slot."""
+        mean = _fill_padding(features.float(), frames).sum(1) / frames[:, None]     # (B, D)
+        with torch.autocast(mean.device.type, enabled=False):  # it costs next to nothing, and bfloat16 makes ties
+            return self.output(self.project(mean)).split(self.slots, dim=1)
+
+    def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
+        """Cross-entropy, -log p(class), summed over the slots; targets are ints, or a tuple of ints each."""
+        classes = torch.tensor(targets, device=features.device).view(len(targets), -1)    # (B, slots)
+        return sum(F.cross_entropy(*slot) for slot in zip(self.logits(features, frames), classes.T))
+
+    def predict(self, features: Tensor, frames: Tensor) -> list:
+        """The likeliest classes: ints, or with several slots a list of ints each."""
+        return torch.stack([slot.argmax(1) for slot in self.logits(features, frames)], 1).squeeze(1).tolist()
+
+
+def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor:
+    """Connectionist temporal classification (Graves et al. 2006): the mean over utterances of -log p(target) / S.
+
+    logits (B, T, C), target ids 1 to C - 1. Audio has many frames, its transcript few tokens, and nobody says which
+    belong together. So the network names one token per frame, and all alignments that read as the target count:
+        p(target) = sum over alignments a of prod_t p_t(a_t)      H H _ E L _ L L O _  reads as  H E L L O
+    To read one, merge repeats, then drop blanks (_, id 0). The blank lets a frame say nothing, and keeps a double
+    letter (L _ L) apart from a long one (L L). A target too long for T frames has loss 0 (torch's zero_infinity)."""
+    def backwards(x: Tensor, sizes: Tensor, fill: float = 0) -> Tensor:
+        order = sizes[:, None] - 1 - torch.arange(x.shape[1], device=x.device)
+        return _fill_padding(_take(x, sizes, order), sizes, fill)
+
+    lengths = torch.tensor([len(ids) for ids in targets], device=logits.device)
+    labels = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in targets], batch_first=True).to(logits.device)
+    states, sizes = F.pad(F.pad(labels[:, :, None], (1, 0)).flatten(1), (0, 1)), 2 * lengths + 1    # _ a _ b _ (B, N)
+    log_probs = logits.float().log_softmax(-1)
+    scores = log_probs.detach()    # the derivative is known, and autograd through T small steps would be slow
+    # The backward variables beta are the forward variables of all read backwards: one loop over 2B rows makes both.
+    both_states = torch.cat([states, backwards(states, sizes)])
+    index = both_states[:, None].expand(-1, scores.shape[1], -1)
+    emissions = torch.cat([scores, backwards(scores, frames)]).gather(2, index)                     # (2B, T, N)
+    alpha, beta = _forward_variables(emissions, both_states).chunk(2)
+    beta = backwards(backwards(beta, frames, -inf).transpose(1, 2), sizes, -inf).transpose(1, 2)
+    through = alpha + beta - emissions[:len(alpha)]    # log probability of the alignments in state n at frame t
+    log_p = through[:, 0].logsumexp(-1)                # the same at any frame, as no alignment avoids one
+    # p_t(n) is a factor of each of these, so their share of p(target), the posterior, is d log p / d log p_t(n). Behind
+    # the log-softmax, the loss gets the gradient p_t(k) - posterior_t(k): what is said, less what should have been.
+    share = through.softmax(-1).nan_to_num(0)          # NaN where there is no alignment, or no frame
+    posterior = torch.zeros_like(scores).scatter_add_(2, index[:len(alpha)], share)                 # (B, T, C)
+    slope = (posterior * (log_probs - scores)).sum((1, 2))    # 0, with that derivative
+    return (-(log_p.masked_fill(log_p == -inf, 0) + slope) / lengths.clamp(min=1)).mean()
+
+
+def _forward_variables(emissions: Tensor, states: Tensor) -> Tensor:
+    """log alpha_t(n), where alpha_t(n) is the probability of all ways to be in state n at frame t: (B, T, N).
+
+    An alignment walks the states _ a _ b _ (B, N) from left to right: it stays, steps to the next, or jumps over the
+    blank between two tokens that differ. emissions (B, T, N) are log p_t(n), how well frame t suits n's token:
+        alpha_t(n) = p_t(n) (alpha_t-1(n) + alpha_t-1(n - 1) + [may jump to n] alpha_t-1(n - 2))"""
+    (B, T, N), second_left = emissions.shape, F.pad(states, (2, 0))[:, :-2]
+    jump = torch.zeros_like(emissions[:, 0]).masked_fill((states == 0) | (states == second_left), -inf)
+    alpha = emissions.new_full((T, B, N + 2), -inf)           # with two more states on the left, never entered
+    alpha[0, :, 2:4] = emissions[:, 0, :2]                    # begin with the first blank or the first token
+    for old, new, emission in zip(alpha[:-1], alpha[1:], emissions.transpose(0, 1)[1:]):
+        stay_or_step = torch.logaddexp(old[:, 2:], old[:, 1:-1])
+        new[:, 2:] = torch.logaddexp(stay_or_step, old[:, :-2] + jump) + emission
+    return alpha[:, :, 2:].transpose(0, 1)
+
+
+def greedy_ctc(logits: Tensor, frames: Tensor) -> list[list[int]]:
+    """Reads one likely alignment, the best token of every frame: (B, T, C) -> B lists of ids."""
+    # DIFFERS: the released code drops blanks, then merges repeats: no double letter ever comes out (HELLO -> HELO).
+    best = zip(logits.argmax(-1).tolist(), frames.tolist())
+    return [[token for token, _ in groupby(row[:length]) if token != 0] for row, length in best]
+
+
+class CTCHead(Head):
+    """Linear, Linear, CTC. No activation and no context: it is the features that have to know the phones."""
+
+    def __init__(self, dim: int, classes: int, hidden: int = 256):
+        super().__init__()
+        self.project, self.output = nn.Linear(dim, hidden), nn.Linear(hidden, classes)
+
+    def logits(self, features: Tensor, frames: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, C)."""
+        return self.output(self.project(features))
+
+    def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
+        """`ctc_loss`; targets are lists of token ids."""
+        return ctc_loss(self.logits(features, frames), frames, targets)
+
+    def predict(self, features: Tensor, frames: Tensor) -> list:
+        """`greedy_ctc`: lists of token ids."""
+        return greedy_ctc(self.logits(features, frames), frames)
+
+
+class BLSTMCTCHead(CTCHead):
+    """Linear, two bidirectional LSTM layers with dropout after each, Linear, CTC: letters need context."""
+
+    def __init__(self, dim: int, classes: int, hidden: int = 1024):
+        super().__init__(dim, classes, hidden)
+        self.lstm = nn.LSTM(hidden, hidden, num_layers=2, dropout=0.2, bidirectional=True, batch_first=True)
+        self.output = nn.Sequential(nn.Dropout(0.2), nn.Linear(2 * hidden, classes))    # nn.LSTM drops between layers
+
+    def logits(self, features: Tensor, frames: Tensor) -> Tensor:
+        """(B, T, D) -> (B, longest, C). Packed: each utterance is read backwards from its own end, not from padding."""
+        packed = pack_padded_sequence(self.project(features), frames.cpu(), batch_first=True, enforce_sorted=False)
+        return self.output(pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0])
+
+
+def pit_bce(logits: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+    """Permutation-invariant binary cross-entropy per label frame (Yu et al. 2017, Fujita et al. 2019).
+
+    logits, labels (B, T, K): does speaker k talk in frame t? "Ann, Bob" and "Bob, Ann" are the same answer, and a loss
+    that knew only one of them would punish the other. So each utterance gets its best permutation p:
+        loss = sum over utterances of min_p (sum_t mean_k BCE(output k, speaker p(k))) / sum of lengths"""
+    pairs = torch.broadcast_tensors(logits.float()[:, :, :, None], labels.float()[:, :, None])      # (B, T, K, K)
+    cost = _fill_padding(F.binary_cross_entropy_with_logits(*pairs, reduction="none"), lengths).sum(1)
+    per_order = [cost[:, range(len(p)), p].mean(1) for p in permutations(range(labels.shape[2]))]
+    return torch.stack(per_order).min(0).values.sum() / lengths.sum()
+
+
+class DiarizationHead(Head):
+    """LSTM, Linear: for each of K = `classes` speakers and every 10 ms, whether they talk."""
+    frame_aligned = True
+
+    def __init__(self, dim: int, classes: int = 2, hidden: int = 512):
+        super().__init__()
+        self.lstm, self.output = nn.LSTM(dim, hidden, batch_first=True), nn.Linear(hidden, classes)
+
+    def logits(self, features: Tensor, frames: Tensor, size: int) -> Tensor:
+        """(B, T, D) every 20 ms -> (B, size, K) every 10 ms: each frame is used twice, the last one until the end."""
+        # DIFFERS: the released code repeats the padded batch's last frame: short utterances end in zeros, ours do not.
+        twice = _take(features, frames, torch.arange(size, device=features.device) // 2)
+        return self.output(self.lstm(twice)[0])    # not packed: padding comes last, and nothing here looks ahead
+
+    def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
+        """`pit_bce`; targets are (label frames, K) tensors or arrays of 0 and 1."""
+        lengths = torch.tensor([len(target) for target in targets], device=features.device)
+        labels = pad_sequence([torch.as_tensor(target) for target in targets], batch_first=True).to(features.device)
+        return pit_bce(self.logits(features, frames, labels.shape[1]), labels, lengths)
+
+    def predict(self, features: Tensor, frames: Tensor) -> list:
+        """Probabilities (2 frames + 2, K) as nested lists; + 2, for 16,000 samples make 49 frames and 100 labels."""
+        probabilities = self.logits(features, frames, 2 * int(frames.max()) + 2).float().sigmoid().tolist()
+        return [rows[:2 * count + 2] for rows, count in zip(probabilities, frames.tolist())]
+
+    def terms(self, targets: list) -> int:
+        """Label frames: a long recording weighs more than a short one."""
+        return sum(map(len, targets))
+
+
+def am_softmax(embeddings: Tensor, weight: Tensor, targets: Tensor, margin: float = 0.4, scale: float = 30) -> Tensor:
+    """Additive-margin softmax (Wang et al. 2018): cross-entropy of scaled cosines, the mean over the batch.
+
+    embeddings (B, H), weight (C, H) one direction per training speaker, targets (B,). The test has new speakers: it is
+    not enough that the right old one wins, each voice must form a tight cluster, so it has to win by a margin. Cosines
+    end at 1, too little for a sure softmax: hence the scale.  logit_j = scale (cos_j - margin [j is the target])"""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        cosines = F.linear(F.normalize(embeddings.float()), F.normalize(weight.float()))    # (B, C)
+        return F.cross_entropy(scale * (cosines - margin * F.one_hot(targets, len(weight))), targets)
+
+
+class XVectorHead(Head):
+    """Dilated convolutions, mean and deviation over time, two Linear (Snyder et al. 2018). The loss names the training
+    speakers; the test drops all above the first Linear and compares what comes out of it."""
+    LAYERS = (5, 1), (3, 2), (3, 3), (1, 1), (1, 1)                    # frames seen, and how far apart
+    CONTEXT = 1 + sum((seen - 1) * apart for seen, apart in LAYERS)    # 15 frames in, one out
+
+    def __init__(self, dim: int, classes: int, hidden: int = 512):
+        super().__init__()
+        self.project = nn.Linear(dim, hidden)
+        widths = [hidden] * 4 + [hidden * 1500 // 512]
+        self.tdnn = nn.Sequential(*[nn.Sequential(nn.Conv1d(hidden, width, seen, dilation=apart), nn.ReLU())
+                                    for width, (seen, apart) in zip(widths, self.LAYERS)])
+        self.linear1, self.linear2 = nn.Linear(2 * widths[-1], hidden), nn.Linear(hidden, hidden)
+        self.speakers = nn.Parameter(nn.init.xavier_normal_(torch.empty(classes, hidden)))
+
+    def embed(self, features: Tensor, frames: Tensor) -> Tensor:
+        """(B, T, D) -> (B, H). Utterances below 15 frames repeat their last one (the released code fails on them)."""
+        index = torch.arange(max(features.shape[1], self.CONTEXT), device=features.device)
+        x = self.tdnn(self.project(_take(features, frames, index)).transpose(1, 2)).float().transpose(1, 2)
+        count = (frames - self.CONTEXT + 1).clamp(min=1)                                    # of x (B, T - 14, H)
+        # DIFFERS: the released code counts one frame of padding too, and has no floor: NaN for a single frame.
+        mean = _fill_padding(x, count).sum(1) / count[:, None]                              # (B, H)
+        variance = _fill_padding((x - mean[:, None]).square(), count).sum(1) / (count - 1).clamp(min=1)[:, None]
+        return self.linear1(torch.cat([mean, variance.clamp(min=1e-10).sqrt()], 1)).relu()
+
+    def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
+        """`am_softmax`; targets are speaker numbers."""
+        above = self.linear2(self.embed(features, frames)).relu()
+        return am_softmax(above, self.speakers, torch.tensor(targets, device=features.device))
+
+    def predict(self, features: Tensor, frames: Tensor) -> list:
+        """Embeddings of length 1 as lists of floats: the cosine of two is their dot product."""
+        return F.normalize(self.embed(features, frames).float()).tolist()

@@ -1,0 +1,300 @@
+"""HuBERT, the weighted sum of its hidden states, and the multi-task model (paper, Sections 2 and 3.2).
+
+    waves -> HuBERT -> L+1 hidden states -> weighted sum -> SpecAugment -> one head per task -> losses
+             \\__ shared by all tasks, trained or frozen __/   \\ training /
+
+B utterances, N samples (16 kHz), T frames (50 Hz), C channels, D dimensions (768), L transformer layers (12).
+`lengths` (B,) are in samples; they and the `frames` counted from them best stay on the CPU: a GPU need not wait then.
+"""
+import argparse
+import json
+import re
+from collections import namedtuple
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor, nn
+
+BASE = {  # arguments of torchaudio.models.wav2vec2_model; convolutions: (channels, kernel, stride)
+    "extractor_conv_layer_config": [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2, "extractor_conv_bias": False,
+    "encoder_embed_dim": 768, "encoder_num_layers": 12, "encoder_num_heads": 12, "encoder_ff_interm_features": 3072,
+    "encoder_pos_conv_kernel": 128, "encoder_pos_conv_groups": 16, "encoder_layer_norm_first": False,
+    "encoder_projection_dropout": 0.1, "encoder_dropout": 0.1, "encoder_attention_dropout": 0.1,
+    "encoder_ff_interm_dropout": 0.0, "extractor_mode": "group_norm",
+    "encoder_layer_drop": 0.0}  # SUPERB and the released code drop no layers
+TINY = BASE | {  # 0.9 M parameters
+    "extractor_conv_layer_config": [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
+    "encoder_embed_dim": 128, "encoder_num_layers": 4, "encoder_num_heads": 4, "encoder_ff_interm_features": 512,
+    "encoder_pos_conv_kernel": 32, "encoder_pos_conv_groups": 8, "encoder_projection_dropout": 0.05,
+    "encoder_dropout": 0.05, "encoder_attention_dropout": 0.0}  # else a CPU's attention takes 7 times as long
+# Replaces a data.Batch that a frozen encoder has already heard: its states (L+1, B, T, D) and frames (B,).
+FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
+
+
+class EncoderError(Exception):
+    """An encoder that cannot be loaded: the message is one sentence with the file and what is wrong with it."""
+
+
+def frame_count(samples):
+    """Frames in so many samples (int or tensor): one every 320 (20 ms), each sees 400 (25 ms), none below 400."""
+    # DIFFERS: s3prl rounds samples / 320, which may count a last frame that lies in the padding.
+    frames = (samples - 400) // 320 + 1
+    return frames.clamp(min=0) if isinstance(frames, Tensor) else max(0, frames)
+
+
+class Hubert(nn.Module):
+    """torchaudio's HuBERT (random weights, torchaudio's parameter names), returning every hidden state."""
+    def __init__(self, sizes: dict):
+        super().__init__()
+        network = torchaudio.models.wav2vec2_model(**sizes, aux_num_out=None)
+        self.feature_extractor, self.encoder = network.feature_extractor, network.encoder
+        self.sizes, self.dim, self.states = sizes, sizes["encoder_embed_dim"], sizes["encoder_num_layers"] + 1
+        self.conv_gradient = 0.1  # scales the gradient of the convolutions, as in pretraining
+
+    def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """waves (B, N) float32 at 16 kHz, lengths (B,) -> states (L+1, B, T, D), frames (B,).
+
+        State 0 is the input of the first transformer layer, state l the output of layer l. An utterance's states
+        depend neither on the others nor on the padding, whatever is in it; those of padded frames are arbitrary."""
+        frames = frame_count(lengths)
+        if frames.min() < 1:
+            raise ValueError(f"an utterance of {int(lengths.min())} samples is shorter than one frame (400)")
+        x = self._convolve(waves[:, :int(lengths.max())], lengths.tolist())  # (B, T, C)
+        if x.requires_grad:
+            x.register_hook(lambda gradient: self.conv_gradient * gradient)
+        x, attend = self.encoder.feature_projection(x), None  # (B, T, D); no mask: flash attention is possible
+        if frames.min() < frames.max():
+            real = (torch.arange(x.shape[1], device=frames.device) < frames[:, None]).to(x.device)  # (B, T)
+            x = x.masked_fill(~real[:, :, None], 0.0)
+            attend = real[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        transformer = self.encoder.transformer
+        x = transformer.dropout(transformer.layer_norm(x + transformer.pos_conv_embed(x)))
+        states = [x]  # DIFFERS: the released code leaves this one out; SUPERB, and we, use all L+1
+        for layer in transformer.layers:
+            x, _ = layer(x, attend)
+            states.append(x)
+        return torch.stack(states), frames
+
+    def _convolve(self, waves: Tensor, lengths: list[int]) -> Tensor:
+        """Seven convolutions, (B, N) -> (B, T, C); the GroupNorm in the first takes statistics over time."""
+        first, *others = self.feature_extractor.conv_layers
+        x = first.conv(waves[:, None])  # (B, C, N / 5)
+        # DIFFERS: torchaudio, fairseq and s3prl include the padding in these statistics, which moves features by up to
+        # 2 standard deviations; we do not: an utterance has the same features alone and in any batch.
+        ends = [(n - first.kernel_size) // first.stride + 1 for n in lengths]
+        x = F.gelu(torch.cat([F.pad(first.layer_norm(one[:, :, :end]), (0, x.shape[2] - end))
+                              for one, end in zip(x.split(1), ends)]))
+        for block in others:
+            x, _ = block(x, None)
+        return x.transpose(1, 2)
+
+    @property
+    def frozen(self) -> bool:
+        """Is nothing trained, after `requires_grad_(False)`?"""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def train(self, mode: bool = True) -> "Hubert":
+        """As for any module, but a frozen encoder stays in evaluation mode: it never drops anything out."""
+        return super().train(mode and not self.frozen)
+
+    def checkpoint(self) -> dict:
+        """What `load_encoder` needs to find in a file, on its own or as "encoder" in a run's checkpoint.pt."""
+        return {"config": self.sizes, "state_dict": self.state_dict()}
+
+
+def random_encoder(sizes: dict, seed: int = 0) -> Hubert:
+    """An encoder that has learnt nothing, always the same, which leaves the caller's random numbers alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return Hubert(sizes).eval()
+
+
+def load_encoder(source: str) -> Hubert:
+    """The encoder that `source` names, on the CPU, in evaluation mode; EncoderError if that is impossible.
+
+    - "tiny": made by pretrain.py, beside this file; "hubert_base": torchaudio's, downloaded once and kept
+    - "random-tiny", "random-hubert_base": no knowledge, for dry runs and as a control
+    - a file with `Hubert.checkpoint()`, for instance a run's checkpoint.pt; a torchaudio state dict; a fairseq
+      checkpoint (hubert_base_ls960.pt); a Hugging Face folder or file (pytorch_model.bin, model.safetensors)"""
+    if source in ("random-tiny", "random-hubert_base"):
+        return random_encoder(TINY if source == "random-tiny" else BASE)
+    if source == "hubert_base":
+        try:
+            state = torchaudio.pipelines.HUBERT_BASE.get_model(dl_kwargs={"weights_only": True}).state_dict()
+        except OSError as error:  # no network
+            raise EncoderError(f"hubert_base: the download failed ({error}); name a file of weights") from error
+        return _with_weights(BASE, state, source)
+    path = Path(__file__).with_name("tiny_hubert.pt") if source == "tiny" else Path(source)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path = path / name if (path / name).is_file() else path
+    if not path.is_file():
+        raise EncoderError(f"{path}: no such file; an encoder is tiny, hubert_base or a file of weights")
+    content = _read(path)
+    content = content.get("encoder", content)
+    if "config" in content:
+        return _with_weights(content["config"], content["state_dict"], path)
+    state = {name: tensor for name, tensor in content.get("model", content).items() if not re.match(DROPPED, name)}
+    for pattern, replacement in RENAMED:
+        state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
+    tiny = len(state.get("encoder.transformer.layer_norm.bias", ())) == TINY["encoder_embed_dim"]
+    return _with_weights(TINY if tiny else BASE, state, path)
+
+
+# Parts of a pretrained or finetuned model that are not the encoder: mask, targets, output layers.
+DROPPED = r"(hubert\.)?(mask|label_embs_concat|layer_weights|final_proj\.|lm_head\.|projector\.|classifier\.)"
+RENAMED = (  # from the names of Hugging Face (first three rules) and fairseq to torchaudio's, which no rule changes
+    (r"^hubert\.", ""), (r"^encoder\.(?!transformer|feature)", "encoder.transformer."),
+    (r"^feature_projection", "encoder.feature_projection"), (r"\.pos_conv\.0\.", ".pos_conv_embed.conv."),
+    (r"^post_extract_proj", "encoder.feature_projection.projection"), (r"(conv_layers\.\d)\.0\.", r"\1.conv."),
+    (r"^layer_norm", "encoder.feature_projection.layer_norm"), (r"(conv_layers\.0)\.2\.", r"\1.layer_norm."),
+    (r"\.self_attn\.", ".attention."), (r"\.self_attn_layer_norm\.", ".layer_norm."),
+    (r"\.fc1\.", ".feed_forward.intermediate_dense."), (r"\.fc2\.", ".feed_forward.output_dense."))
+
+
+def _with_weights(sizes: dict, state: dict[str, Tensor], source: str | Path) -> Hubert:
+    """The encoder with exactly these weights; the error names missing, unknown and misshapen ones."""
+    encoder = Hubert(sizes)
+    try:
+        encoder.load_state_dict(state)  # copies, so that half precision becomes float32; knows old weight norm
+    except RuntimeError as error:
+        raise EncoderError(f"{source}: {' '.join(str(error).partition(':')[2].split())[:300]}") from error
+    return encoder.eval()
+
+
+def _read(path: Path) -> dict:
+    """The content of a checkpoint file, without ever running code that may be hidden in it."""
+    fairseq = type("Dictionary", (), {}), "fairseq.data.dictionary.Dictionary"  # lies beside fairseq's weights
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path.read_bytes())
+        with torch.serialization.safe_globals([fairseq, argparse.Namespace]):
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # a damaged file can fail in any way
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {found[1]}, and weights must not run code" if found else "it is damaged"
+        raise EncoderError(f"{path}: not loaded, because {reason}") from error
+
+
+def _read_safetensors(raw: bytes) -> dict[str, Tensor]:
+    """Hugging Face's format: 8 bytes with the size of the header, the header in JSON, then all numbers."""
+    start = 8 + int.from_bytes(raw[:8], "little")
+    types, numbers = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}, bytearray(raw[start:])
+    header = {name: entry for name, entry in json.loads(raw[8:start]).items() if name != "__metadata__"}
+    return {name: torch.frombuffer(numbers[slice(*entry["data_offsets"])], dtype=types[entry["dtype"]])
+            .reshape(entry["shape"]) for name, entry in header.items()}
+
+
+class LayerSum(nn.Module):
+    """The weighted sum of hidden states that the heads read: softmax weights, equal at first (SUPERB)."""
+    def __init__(self, states: int):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(states))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states (L+1, B, T, D) -> features (B, T, D), in float32 under autocast, too."""
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.tensordot(self.weights.softmax(0), states.to(self.weights.dtype), dims=1)
+
+
+def spec_augment(features: Tensor, frames: Tensor, time_warp: bool = True, time_width: int = 40,
+                 time_masks: int = 2, dim_masks: int = 4, dim_width: int = 50) -> Tensor:
+    """SpecAugment on features (B, T, D), as the released code does it: time warp, masks over dimensions, over time.
+
+    Masked is 0. A mask's width is drawn below `time_width` frames, or below `dim_width` dimensions for D = 768 (else in
+    proportion); it may lie in the padding. Random numbers come from the global CPU generator, in the released order."""
+    B, T, D = features.shape
+    if time_warp:
+        features = torch.stack([_warp(one, n) for one, n in zip(features, frames.tolist())])
+    dims = _spans(B, D, dim_masks, max(1, dim_width * D // 768)).to(features.device)
+    times = _spans(B, T, time_masks, time_width).to(features.device)
+    return features.masked_fill(dims[:, None, :] | times[:, :, None], 0.0)
+
+
+def _warp(features: Tensor, frames: int, most: int = 5) -> Tensor:
+    """One utterance (T, D), with a random frame moved by up to `most` frames and both sides stretched to fit."""
+    if frames <= 2 * most:
+        return features
+    middle = int(torch.randint(most, frames - most, (1,)))
+    moved = int(torch.randint(middle - most, middle + most, (1,))) + 1
+    sides = (features[:middle], moved), (features[middle:frames], frames - moved)
+    warped = [F.interpolate(x[None, None], (n, x.shape[1]), mode="bicubic")[0, 0] for x, n in sides]
+    return torch.cat([*warped, features[frames:]])
+
+
+def _spans(utterances: int, size: int, spans: int, width: int) -> Tensor:
+    """The union of random spans, shorter than `width`, for each utterance: (B, size), True inside."""
+    widths = torch.randint(0, width, (utterances, spans, 1))
+    starts = torch.randint(0, max(1, size - int(widths.max())), (utterances, spans, 1))
+    since = torch.arange(size) - starts  # (B, spans, size)
+    return ((since >= 0) & (since < widths)).any(1)
+
+
+def length_groups(lengths: list[int]) -> list[list[int]]:
+    """Indices of utterances in groups of similar length: as few as possible with at most a tenth of padding, and of
+    all cuts of the sorted lengths into so many groups the one with least padding, so that equals stay together."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    best = [(0, [])] + [(float("inf"), [])] * len(order)  # of the 0, 1, 2, ... shortest: padded samples, groups
+    while sum(lengths) < 0.9 * best[-1][0]:
+        more = [(float("inf"), [])]  # the same with one group more
+        for end in range(1, len(order) + 1):
+            costs = [best[start][0] + (end - start) * lengths[order[end - 1]] for start in range(end)]
+            start = min(range(end), key=costs.__getitem__)
+            more.append((costs[start], best[start][1] + [order[start:end]]))
+        best = more
+    return best[-1][1]
+
+
+class MultiTask(nn.Module):
+    """One encoder and one weighted sum under the heads of all tasks (one head: scenarios (a) and (c)). With `augment`
+    there is SpecAugment in training, its time masks shorter than `time_width` frames."""
+    def __init__(self, encoder: Hubert, heads: dict[str, nn.Module], augment: bool = True, time_width: int = 40):
+        super().__init__()
+        self.encoder, self.layer_sum, self.heads = encoder, LayerSum(encoder.states), nn.ModuleDict(heads)
+        self.augment, self.time_width = augment, time_width
+        self.train()  # the encoder came in evaluation mode
+
+    def forward(self, batches: dict) -> dict[str, Tensor]:
+        """{task: data.Batch or FrozenBatch} -> {task: loss}; every process must name the same tasks in one order."""
+        losses = {}
+        for task, (features, frames) in self._encode(batches).items():
+            if self.training and self.augment:
+                # DIFFERS: the released code warps the features of diarization but not its labels; we warp neither.
+                features = spec_augment(features, frames, not self.heads[task].frame_aligned, self.time_width)
+            losses[task] = self.heads[task].loss(features, frames.to(features.device), batches[task].targets)
+        if self.training and dist.is_available() and dist.is_initialized():
+            # DIFFERS: the released code gives processes equal weight; we weight by the terms in each one's mean,
+            # so that the mean over processes, which DDP takes, is the loss of the whole batch.
+            terms = [float(self.heads[task].terms(batches[task].targets)) for task in losses]
+            total = torch.tensor(terms, device=self.layer_sum.weights.device)
+            dist.all_reduce(total)
+            losses = {task: losses[task] * (n * dist.get_world_size() / of_all)
+                      for task, n, of_all in zip(losses, terms, total)}
+        return losses
+
+    @torch.no_grad()
+    def predict(self, task: str, batch) -> list:
+        """The head's predictions for a batch of B utterances. Call `eval()` before."""
+        features, frames = self._encode({task: batch})[task]
+        return self.heads[task].predict(features, frames.to(features.device))
+
+    def _encode(self, batches: dict) -> dict[str, tuple[Tensor, Tensor]]:
+        """{task: batch} -> {task: (features, frames)}; all utterances go together, in groups of similar length."""
+        pad, device = nn.utils.rnn.pad_sequence, self.layer_sum.weights.device
+        waves = [wave[:n] for batch in batches.values() if not isinstance(batch, FrozenBatch)
+                 for wave, n in zip(batch.waves, batch.lengths.tolist())]
+        encoded, result = {}, {}
+        for group in length_groups([len(wave) for wave in waves]):
+            lengths = torch.tensor([len(waves[i]) for i in group])
+            states, frames = self.encoder(pad([waves[i] for i in group], batch_first=True).to(device), lengths)
+            encoded |= {i: one[:n] for i, one, n in zip(group, self.layer_sum(states), frames.tolist())}  # (T, D) each
+        in_order = (encoded[i] for i in range(len(waves)))
+        for task, batch in batches.items():
+            if isinstance(batch, FrozenBatch):
+                result[task] = self.layer_sum(batch.states.to(device)), batch.frames
+            else:
+                own = [next(in_order) for _ in batch.targets]
+                result[task] = pad(own, batch_first=True), torch.tensor([len(one) for one in own])
+        return result

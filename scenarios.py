@@ -1,0 +1,142 @@
+"""What the paper's four scenarios are made of (Section 2): the numbers of a training run, and which run builds on which.
+
+    (a)   ssl               HuBERT frozen; the head of one task
+    (b-1) mtl               HuBERT and the heads of all nine tasks, trained together; heads start from (a)
+    (b-2) leave-one-out     the same without one task
+    (c)   transfer          the encoder of (b-2), frozen; the head of the task that it has never seen
+    (a+)  control           the heads of (a) get the updates of (b-1), but HuBERT stays frozen: what is due to more head training alone?
+"""
+import argparse
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tasks import TASKS, Recipe
+
+
+def rank() -> int:
+    """This process's number among those that torchrun started; 0 without it."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def flag(default, text: str):
+    """A field of `Setting`: its default, and what --help says about it."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The numbers of a training run; every field is a flag (--mtl-lr 1e-4). The defaults are the paper's (Section 3.3)."""
+    encoder: str = flag("hubert_base", "tiny, hubert_base, or a file or folder with HuBERT weights")
+    head_lr: float = flag(0.0, "(a): learning rate; 0 = the task's own recipe in tasks.py")
+    head_steps: int = flag(0, "(a): updates; 0 = the task's own recipe")
+    head_batch: int = flag(0, "(a): utterances per update; 0 = the task's own recipe")
+    mtl_lr: float = flag(1e-5, "(b): peak learning rate, of encoder and heads alike")
+    mtl_steps: int = flag(200_000, "(b): updates, each with one batch of every task")
+    mtl_warmup: int = flag(5_000, "(b): updates over which the rate rises from 0; then it falls linearly to 0")
+    mtl_batch: int = flag(2, "(b): utterances per task and update, in each process")
+    transfer_lr: float = flag(1e-5, "(c): peak learning rate")
+    transfer_steps: int = flag(200_000, "(c): updates")
+    transfer_warmup: int = flag(5_000, "(c): updates of warm-up")
+    transfer_batch: int = flag(8, "(c): utterances per update, in each process")
+    evaluate_every: int = flag(5_000, "(c): updates between two looks at dev")
+    mask_frames: int = flag(40, "SpecAugment: every time mask is shorter than this many frames of 20 ms")
+    save_every: int = flag(1_000, "updates between two checkpoints: a kill loses at most these")
+    log_every: int = flag(100, "updates between two lines of log.jsonl")
+    workers: int = flag(4, "processes that read audio ahead")
+
+
+SETTINGS = {
+    "paper": Setting(),
+    # DIFFERS from the paper, to be done in minutes: a tiny encoder, so larger rates and batches and far fewer updates.
+    "tiny": Setting(encoder="tiny", mtl_lr=1e-3, mtl_steps=300, mtl_warmup=15, mtl_batch=4, transfer_lr=5e-3, transfer_steps=400,
+                    transfer_warmup=20, transfer_batch=16, evaluate_every=100, mask_frames=10, save_every=100,
+                    log_every=10, workers=0),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the plan: a scenario, the tasks whose heads it trains, and the task it leaves out."""
+    scenario: str
+    tasks: tuple[str, ...]
+    left_out: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What the run is about: the task of a head, the task left out, "all", or the chosen tasks, as in PR+ASR."""
+        return self.left_out or ("all" if len(self.tasks) == len(TASKS) else "+".join(self.tasks))
+
+    def folder(self, args: argparse.Namespace) -> Path:
+        """runs/ssl-IC, runs/mtl-all, runs/leave-one-out-IC, runs/mtl-PR+ASR, ...-seed1, ...-fold2"""
+        seed = f"-seed{args.seed}" if args.seed else ""
+        fold = f"-fold{args.fold}" if args.fold > 1 else ""
+        return args.runs / f"{self.scenario}-{self.label}{seed}{fold}"
+
+    def needs(self, args: argparse.Namespace) -> list["Run"]:
+        """The runs whose results this one starts from."""
+        if self.scenario == "ssl":
+            return []
+        heads = [Run("ssl", (name,)) for name in self.tasks] if args.heads == "ssl" else []
+        if self.scenario == "transfer":
+            heads.append(leave_one_out(self.left_out))
+        return heads
+
+
+def leave_one_out(name: str) -> Run:
+    """Scenario (b-2): all tasks but one."""
+    return Run("leave-one-out", tuple(other for other in TASKS if other != name), left_out=name)
+
+
+def requested_runs(args: argparse.Namespace) -> list[Run]:
+    """The runs that the command line asks for, without what they need."""
+    each = {"ssl": lambda name: Run("ssl", (name,)), "leave-one-out": leave_one_out,
+            "transfer": lambda name: Run("transfer", (name,), left_out=name)}
+    if args.scenario == "all":  # the 28 runs of Table 1: 9 + 1 + 9 + 9
+        return [Run("mtl", tuple(TASKS))] + [make(name) for make in each.values() for name in TASKS]
+    if args.scenario in ("mtl", "control"):
+        return [Run(args.scenario, tuple(name for name in TASKS if name in (args.tasks or args.task or TASKS)))]
+    return [each[args.scenario](name) for name in args.task or TASKS]
+
+
+def with_needs(runs: list[Run], args: argparse.Namespace) -> list[list[Run]]:
+    """All runs to make, in stages: the runs of one stage need only runs of earlier stages."""
+    wanted, queue = {}, list(runs)
+    while queue:
+        run = queue.pop(0)
+        wanted[run] = None
+        queue += run.needs(args)
+    stages = ("ssl",), ("mtl", "leave-one-out", "control"), ("transfer",)
+    return [stage for stage in ([run for run in wanted if run.scenario in names] for names in stages) if stage]
+
+
+def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
+    """Everything that decides a run's result, as config.json keeps it; a resumed or reused run must agree in all of it."""
+    config = {"scenario": run.scenario, "task": run.label, "left_out": run.left_out,
+              "tasks": list(run.tasks), "data": str(args.data.resolve()), "setting": args.setting, "seed": args.seed,
+              "fold": args.fold, "encoder": setting.encoder, "precision": args.precision, "mask_frames": setting.mask_frames,
+              "hidden": {name: recipe_of(name, args).hidden for name in run.tasks}, "processes": world_size(),
+              "trains_encoder": run.scenario in ("mtl", "leave-one-out")}
+    if run.scenario == "ssl":
+        recipe = recipe_of(run.tasks[0], args)
+        return config | {"lr": setting.head_lr or recipe.lr, "steps": setting.head_steps or recipe.steps, "warmup": None,
+                         "batch": {run.tasks[0]: setting.head_batch or recipe.batch}, "augment": recipe.augment,
+                         "evaluate_every": recipe.evaluate_every, "clip": recipe.clip, "weight_decay": recipe.weight_decay}
+    config |= {"heads": args.heads, "augment": True, "clip": 1.0, "weight_decay": 0.0}
+    if run.scenario == "transfer":
+        return config | {"encoder": leave_one_out(run.left_out).folder(args).name,
+                         "lr": setting.transfer_lr, "steps": setting.transfer_steps, "warmup": setting.transfer_warmup,
+                         "batch": {run.left_out: setting.transfer_batch}, "evaluate_every": setting.evaluate_every}
+    return config | {"lr": setting.mtl_lr, "steps": setting.mtl_steps, "warmup": setting.mtl_warmup, "weighting": args.weighting,
+                     "batch": {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks},
+                     "evaluate_every": None}  # the last checkpoint is the one reported (paper, Section 4.1)
+
+
+def recipe_of(name: str, args: argparse.Namespace) -> Recipe:
+    """The recipe of a task's head in the chosen setting."""
+    return TASKS[name].tiny if args.setting == "tiny" else TASKS[name].superb

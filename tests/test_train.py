@@ -1,0 +1,143 @@
+"""The loop and the four scenarios: what a run leaves behind, that a resumed one is the same bit for bit, that two processes are one."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from conftest import SMALL, result
+from evaluate import load_run
+from scenarios import SETTINGS, Run, requested_runs, with_needs
+from tasks import TASKS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def nine_heads(root, tmp_path_factory):
+    """Scenario (a) of all nine tasks, two steps each: what the other scenarios start from."""
+    runs = tmp_path_factory.mktemp("runs")
+    old, sys.argv = sys.argv, ["train.py", "--scenario", "ssl", "--data", str(root), "--runs", str(runs), *SMALL]
+    train.main()
+    sys.argv = old
+    return runs
+
+
+@pytest.mark.parametrize("step, lr", [(1, 0.0), (2, 2e-9), (100, 1.98e-7), (2501, 5e-6), (5000, 9.998e-6), (5001, 1e-5),
+                                      (5002, 9.9999487179e-6), (102501, 5e-6), (150000, 2.5641538462e-6),
+                                      (199999, 1.0256410256e-10), (200000, 5.1282051282e-11)])
+def test_the_schedule_has_the_values_of_the_released_code(step, lr):
+    assert 1e-5 * train.lr_scale(step - 1, 5_000, 200_000) == pytest.approx(lr, rel=1e-9, abs=1e-20)
+
+
+def test_the_paper_setting_is_the_papers():
+    paper = SETTINGS["paper"]
+    assert (paper.mtl_lr, paper.mtl_steps, paper.mtl_warmup, paper.mtl_batch) == (1e-5, 200_000, 5_000, 2)
+    assert (paper.transfer_lr, paper.transfer_steps, paper.transfer_warmup, paper.transfer_batch) == (1e-5, 200_000, 5_000, 8)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_ssl_ends_with_a_result_for_every_task(nine_heads, name):
+    found = result(nine_heads, f"ssl-{name}")
+    assert (found["scenario"], found["task"], found["left_out"], found["steps"]) == ("ssl", name, None, 2)
+    assert list(found["metrics"][name]) == [metric.name for metric in TASKS[name].metrics]
+    rows = [json.loads(line) for line in open(nine_heads / f"ssl-{name}" / "predictions" / f"{name}.jsonl")]
+    for metric in TASKS[name].metrics:  # the stored rows add up to the stored number
+        assert 100 * metric.reduce([row[metric.name] for row in rows]) == pytest.approx(found["metrics"][name][metric.name])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_transfer_makes_the_leave_one_out_run_that_it_needs(run_train, nine_heads, name):
+    run_train(nine_heads, "--scenario", "transfer", "--task", name)
+    left_out, transfer = result(nine_heads, f"leave-one-out-{name}"), result(nine_heads, f"transfer-{name}")
+    assert sorted(left_out["metrics"]) == sorted(set(TASKS) - {name}) and left_out["left_out"] == name
+    assert list(transfer["metrics"]) == [name] and transfer["left_out"] == name
+    assert not (nine_heads / f"transfer-{name}" / "cache").exists()
+
+
+def test_mtl_trains_all_nine_and_a_second_call_reuses_it(run_train, nine_heads, capsys):
+    run_train(nine_heads, "--scenario", "mtl")
+    assert sorted(result(nine_heads, "mtl-all")["metrics"]) == sorted(TASKS)
+    began, stamp = time.time(), (nine_heads / "mtl-all" / "checkpoint.pt").stat().st_mtime_ns
+    run_train(nine_heads, "--scenario", "mtl")
+    assert time.time() - began < 3 and (nine_heads / "mtl-all" / "checkpoint.pt").stat().st_mtime_ns == stamp
+    assert "(b-1) MTL all" in capsys.readouterr().out
+
+
+def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, nine_heads):
+    run_train(nine_heads, "--scenario", "mtl", "--tasks", "KS,IC", "--weighting", "uncertainty", "--mtl-steps", "4")
+    run_train(nine_heads, "--scenario", "control")
+    assert "encoder" not in load_run(nine_heads / "control-all")
+    saved, start = load_run(nine_heads / "mtl-KS+IC"), train.build(json.loads(
+        (nine_heads / "mtl-KS+IC" / "config.json").read_text()), {"KS": 12, "IC": (6, 14, 4)}, nine_heads).encoder.state_dict()
+    moved = [name for name, tensor in saved["encoder"]["state_dict"].items() if not torch.equal(tensor, start[name])]
+    still = set(start) - set(moved)
+    assert all(name.endswith("k_proj.bias") for name in still), still  # a key's bias cancels in the softmax
+    assert (saved["model"]["log_sigma"] != 0).all(), "each learned weight of the uncertainty weighting moves"
+
+
+def test_all_makes_the_28_runs_of_table_1():
+    args = type("Args", (), dict(scenario="all", task=None, tasks=None, heads="ssl", seed=0, fold=1, runs=Path("runs")))
+    stages = with_needs(requested_runs(args), args)
+    assert [len(stage) for stage in stages] == [9, 10, 9]
+    assert with_needs([Run("transfer", ("IC",), "IC")], args)[1] == [Run("leave-one-out", tuple(t for t in TASKS if t != "IC"), "IC")]
+
+
+def test_changed_settings_stop_a_run_with_a_list_of_them(run_train, nine_heads, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_train(nine_heads, "--scenario", "ssl", "--task", "KS", "--head-lr", "0.5")
+    assert stop.value.code == 2
+    assert "lr was 0.01 and is 0.5" in capsys.readouterr().err
+
+
+def test_a_large_rate_for_a_real_encoder_asks_for_confirmation(run_train, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_train(tmp_path, "--scenario", "mtl", "--encoder", "hubert_base", "--mtl-lr", "1e-3")
+    assert "--yes-i-mean-it" in capsys.readouterr().err
+
+
+def _shell(runs: Path, root: Path, *flags: str, processes: int = 1) -> subprocess.Popen:
+    """train.py in a process (or several) of its own."""
+    launch = [sys.executable] + ([] if processes == 1 else
+                                 ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29511"])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*launch, "train.py", "--data", str(root), "--runs", str(runs), *SMALL, *flags], cwd=ROOT,
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Are the final weights, the log (but for its clock) and the results of two runs equal, bit for bit?"""
+    def flat(state, prefix=""):
+        for key, value in state.items():
+            yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + str(key), value)]
+    ours, theirs = (dict(flat({k: v for k, v in load_run(run).items() if k != "seconds"})) for run in (a, b))
+    weights = all(torch.equal(v, theirs[k]) if isinstance(v, torch.Tensor) else v == theirs[k] for k, v in ours.items())
+    logs = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in open(run / "log.jsonl")] for run in (a, b)]
+    scores = [json.loads((run / "result.json").read_text())["metrics"] for run in (a, b)]
+    return weights and ours.keys() == theirs.keys() and logs[0] == logs[1] and scores[0] == scores[1]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(root, tmp_path):
+    flags = ("--scenario", "mtl", "--tasks", "KS,PR,SD", "--heads", "fresh", "--mtl-steps", "30")
+    process = _shell(tmp_path / "whole", root, *flags)
+    assert process.wait(timeout=60) == 0, process.stdout.read()
+    luck = random.Random(0)
+    for _ in range(2):  # killed twice on its way, without a chance to tidy up
+        process = _shell(tmp_path / "broken", root, *flags)
+        checkpoint, began = tmp_path / "broken" / "mtl-KS+PR+SD" / "checkpoint.pt", time.time()
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while time.time() - began < 30 and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
+            time.sleep(0.01)
+        time.sleep(luck.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = _shell(tmp_path / "broken", root, *flags)
+    assert process.wait(timeout=60) == 0, process.stdout.read()
+    assert _same(tmp_path / "whole" / "mtl-KS+PR+SD", tmp_path / "broken" / "mtl-KS+PR+SD")
