@@ -20,7 +20,8 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from data import SAMPLE_RATE, Batch, Corpus, Steps, Stream, Utterance, collate, load_audio
+from batches import Batch, Steps, Stream, collate
+from data import SAMPLE_RATE, Corpus, Utterance, load_audio
 from features import freeze
 from model import BASE, TINY, MultiTask, length_groups, random_encoder
 from tasks import TASKS

@@ -1,4 +1,4 @@
-"""The nine tasks of SUPERB, read from the folders of their corpora, and batches that depend on (seed, step) alone.
+"""The nine tasks of SUPERB, read from the folders of their corpora.
 
     python data.py DIR             the data doctor: what is there, and for what is not, the next thing to do
     python data.py DIR --decode    reads every audio file as well and lists the broken ones
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
@@ -72,9 +71,6 @@ class Corpus:
     balanced: bool = False          # training draws all classes equally often
     trials: tuple = ()              # ASV dev and test: (label, id, id)
     skipped: tuple[str, ...] = ()   # what was left out and why, a sentence each
-
-Batch = namedtuple("Batch", "waves lengths targets ids")
-Batch.__doc__ = "One task's share of a step: waves (B, N) float32, zero padded; lengths (B,) int64; B targets; B ids."
 
 def load_audio(utterance: Utterance, corpus: Corpus, seed=None) -> np.ndarray:
     """The utterance as its task hears it: float32 (n,) at 16 kHz. DataError if the file is broken.
@@ -172,8 +168,8 @@ def _filled(corpus: Corpus, root, rows, skip_broken: bool, ctc=False) -> Corpus:
     task, kept, skipped, ids = corpus.task, [], list(corpus.skipped), set()
     for id, path, target, reference in tqdm(rows, f"{task}: file headers", delay=2, leave=False):
         inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
-        _check(inside, f"{task}: {path} leads out in {root}; use paths, or links, that stay inside")
-        _check(id not in ids, f"{task}: {id} twice in {root}; delete one")
+        _check(inside, f"{task}: the path {path}, which leads out, in {root}; keep it inside (links are fine)")
+        _check(id not in ids, f"{task}: {id}, listed twice, in {root}; delete one")
         ids.add(id)
         try:
             header = soundfile.info(path)
@@ -196,7 +192,7 @@ def _librispeech(task: str, root, split: str):
     """Yields (id, path, words)."""
     folder = _need(task, root, "LibriSpeech/train-clean-100" if split == "train" else f"LibriSpeech/{split}-clean")
     for file in sorted(folder.glob("*/*/[!.]*.trans.txt")):
-        for id, words in _rows(task, file, r"(\S+) (.+)"):
+        for id, words in _rows(task, file, r"(\S+)\s+(.+)"):
             yield id, file.parent / f"{id}.flac", words.upper().split()
 
 def read_pr(root, split: str, skip_broken=False) -> Corpus:
@@ -255,7 +251,7 @@ def read_sid(root, split: str, skip_broken=False) -> Corpus:
        VoxCeleb1/{dev,test}/wav/<speaker>/<video>/<segment>.wav (or all in VoxCeleb1/wav)"""
     file = _need("SID", root, "VoxCeleb1/iden_split.txt", "VoxCeleb1/veri_test_class.txt")
     number = {"train": "1", "dev": "2", "test": "3"}[split]
-    names = [name for part, name in _rows("SID", file, r"([123]) (id1\d{4}/.+)") if part == number]
+    names = [name for part, name in _rows("SID", file, r"([123])\s+(id1\d{4}/.+)") if part == number]
     strange = {name.split("/")[0] for name in names} - set(SPEAKERS)
     _check(not strange, f"SID: {strange}, not among id10001 to id11251, in {file}; correct it")
     rows = _voxceleb(root, names, {speaker: label for label, speaker in enumerate(SPEAKERS)})
@@ -268,16 +264,17 @@ def read_asv(root, split: str, skip_broken=False) -> Corpus:
     folder, lists = _need("ASV", root, "VoxCeleb1/dev/wav", "VoxCeleb1/wav"), {"train": [], "dev": [], "test": []}
     for part, name in ("dev", "veri_dev.txt"), ("test", "veri_test.txt"), ("test", "voxceleb1_test_v2.txt"):
         if Path(root, "VoxCeleb1", name).exists():
-            lines = _rows("ASV", Path(root, "VoxCeleb1", name), r"([01]) (id\S+) (id\S+)")
+            lines = _rows("ASV", Path(root, "VoxCeleb1", name), r"([01])\s+(id\S+)\s+(id\S+)")
             lists[part] = [(int(label), a, b) for label, a, b in lines]
     away = {name.split("/")[0] for _, *pair in lists["dev"] for name in pair} | set(SPEAKERS[269:309])  # the test's
     files = {place.name: sorted("/".join(path.parts[-3:]) for path in place.glob("*/[!.]*.wav"))
              for place in sorted(folder.glob("id*")) if place.name not in away}
     if not lists["dev"]:  # DIFFERS: they have 20,000 random pairs. As there, these speakers train as well: dev flatters
         for one, two in zip(list(files.values())[:40], list(files.values())[1:]):
-            lists["dev"] += [trial for a, b, c in zip(one[:10], one[::-1], two) for trial in ((1, a, b), (0, a, c))]
+            for a, b, c in zip(one[:10], one[len(one) // 2:], two):
+                lists["dev"] += (1, a, b), (0, a, c)
     trials = lists[split]
-    _check(trials or split == "train", f"ASV: no trials (veri_test.txt) in {root}/VoxCeleb1; {DATASETS['ASV'][3]}")
+    _check(trials or split == "train", f"ASV: no {split} trials (veri_test.txt) in {root}/VoxCeleb1; {VOXCELEB}")
     names = {name for _, *pair in trials for name in pair} or {name for own in files.values() for name in own}
     rows = _voxceleb(root, sorted(names), {speaker: label for label, speaker in enumerate(files)})
     crop, least = (8 * SAMPLE_RATE, 2 * SAMPLE_RATE + 1) if split == "train" else (None, FRAME)
@@ -294,13 +291,14 @@ def _sounding_lengths(corpus: Corpus) -> list[int]:
     known = json.loads(file.read_text()) if file.exists() else {}
     keys = [f"{u.path} {os.path.getsize(u.path)} {os.path.getmtime(u.path)}" for u in corpus.utterances]
     new = {key: u for key, u in zip(keys, corpus.utterances) if key not in known}
-    with ThreadPool() as pool:
-        lengths = pool.imap(lambda u: len(load_audio(u, replace(corpus, crop=None))), new.values())
-        known |= zip(new, tqdm(lengths, "ASV: removing silence, once", len(new), delay=2))
-    file.parent.mkdir(exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(known))
-    os.replace(partial, file)  # the old or the new one, never a half
+    if new:
+        with ThreadPool() as pool:
+            lengths = pool.imap(lambda u: len(load_audio(u, replace(corpus, crop=None))), new.values())
+            known |= zip(new, tqdm(lengths, "ASV: removing silence, once", len(new), delay=2))
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(json.dumps(known))
+        os.replace(partial, file)  # the old file or the new one, never half a file
     return [known[key] for key in keys]
 
 def diarization_labels(turns: list, samples: int) -> np.ndarray:
@@ -328,10 +326,9 @@ def read_sd(root, split: str, skip_broken=False) -> Corpus:
     for name, start, seconds, speaker in _rows("SD", folder / "rttm", line):
         turns.setdefault(name, []).append([speaker, float(start), float(start) + float(seconds)])
         _check(len({turn[0] for turn in turns[name]}) < 3, f"SD: three speakers ({name}) in {folder}/rttm; delete some")
-    paths = dict(_rows("SD", folder / "wav.scp", r"(\S+) (.+)"))
-    odd = sorted(paths.keys() ^ turns.keys())
-    _check(not odd, f"SD: {odd[:1]} is only in one of wav.scp and rttm in {folder}; leave it out")
-    rows = ((name, Path(root, path), None, None) for name, path in paths.items())
+    rows = [(name, Path(root, path), None, None) for name, path in _rows("SD", folder / "wav.scp", r"(\S+)\s+(.+)")]
+    odd = {name for name, *_ in rows} ^ turns.keys()
+    _check(not odd, f"SD: {min(odd, default='')}, in one of wav.scp and rttm only, in {folder}; complete or delete it")
     corpus, chunks = _filled(Corpus("SD", [], 2, decode_turns), root, rows, skip_broken), []
     size = 20 * SAMPLE_RATE if split == "train" else 10**9  # DIFFERS: they cut dev and test as well, and score padding
     for u in corpus.utterances:
@@ -367,7 +364,7 @@ def read_sf(root, split: str, skip_broken=False) -> Corpus:
        SNIPS/all.iob.snips.txt     <id> BOS WORD WORD EOS<tab>O <slot or O> <slot or O> <intent>"""
     folder, rows, silent = _need("SF", root, "SNIPS"), [], []
     slots, file = [slot for slot, in _rows("SF", folder / "slots.txt", r"(\S+)")], folder / "all.iob.snips.txt"
-    symbols = SF_SYMBOLS + [tag for slot in slots[1:] for tag in (f"B-{slot} ", f" E-{slot}")]
+    symbols = SF_SYMBOLS + [tag for slot in slots if slot != "O" for tag in (f"B-{slot} ", f" E-{slot}")]
     sentences = {id: text for id, *text in _rows("SF", file, r"(\S+) BOS (.+) EOS\tO (.+) \S+")}
     for path in sorted(_need("SF", folder, "valid" if split == "dev" else split).glob("[!.]*")):
         if path.name.startswith(VOICES[split]) and path.suffix in (".wav", ".mp3"):
@@ -375,7 +372,7 @@ def read_sf(root, split: str, skip_broken=False) -> Corpus:
                 silent.append(f"{path.stem} has no line in {file}")
                 continue
             words, labels = map(str.split, sentences[path.stem])
-            _check(len(words) == len(labels) and set(labels) <= set(slots),
+            _check(len(words) == len(labels) and set(labels) <= {"O", *slots},
                    f"SF: {path.stem} has unknown slots, or not one per word, in {file}; correct it")
             target = encode(slot_tokens(words, labels), symbols)
             rows.append((path.stem, path, target, decode_slots(symbols, target)))
@@ -398,64 +395,8 @@ def read_er(root, split: str, fold: int = 1, skip_broken=False) -> Corpus:
         rows = [rows[i] for i in (order[:int(0.8 * len(rows))] if split == "train" else order[int(0.8 * len(rows)):])]
     return _filled(Corpus("ER", [], len(EMOTIONS), EMOTIONS.__getitem__), root, rows, skip_broken)
 
-class Stream:
-    """Endless training batches of one corpus, which depend on (seed, step) alone: a run can stop and go on.
-    `frozen.batch(visits)`, where given, answers instead of the audio."""
-    def __init__(self, corpus: Corpus, batch: int, seed: int = 0, frozen=None):
-        self.corpus, self.batch, self.seed, self.frozen = corpus, batch, seed, frozen
-        self.lengths = np.array([min(u.samples, corpus.crop or u.samples) for u in corpus.utterances])
-        counts = Counter(u.target for u in corpus.utterances) if corpus.balanced else {}
-        self.chances = [1 / counts[u.target] / len(counts) for u in corpus.utterances] if counts else None
-
-    def visits(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
-        """(utterance, visit number) pairs; process `rank` gets its part of the batch that `world` of them share."""
-        size, total = self.batch * world, len(self.lengths)
-        numbers = range(step * size, (step + 1) * size)[rank::world]
-        return [(int(self._order(number // total, size)[number % total]), number) for number in numbers]
-
-    @functools.lru_cache(maxsize=64)
-    def _order(self, epoch: int, size: int) -> np.ndarray:
-        """An epoch's utterances: in random order, but with batches of similar length, so that little is padded."""
-        rng, total = np.random.default_rng([self.seed, epoch, *self.corpus.task.encode()]), len(self.lengths)
-        order = rng.choice(total, total, p=self.chances) if self.corpus.balanced else rng.permutation(total)
-        rest = order[-epoch * total % size:]  # what comes before completes the last batch of the epoch before
-        for start in range(0, len(rest), 50 * size):
-            window = rest[start:start + 50 * size]
-            window[:] = window[np.argsort(self.lengths[window], kind="stable")]
-        rng.shuffle(rest[:len(rest) // size * size].reshape(-1, size))
-        return order
-
-def collate(corpus: Corpus, visits: list[tuple], seed: int = 0) -> Batch:
-    """Loads (utterance, visit number) pairs; the number draws the crop, None is for evaluation."""
-    chosen = [corpus.utterances[index] for index, _ in visits]
-    waves = [torch.from_numpy(load_audio(u, corpus, None if visit is None else (seed, visit)))
-             for u, (_, visit) in zip(chosen, visits)]
-    return Batch(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]),
-                 [u.target for u in chosen], [u.id for u in chosen])
-
-@dataclass
-class Steps:
-    """What a DataLoader reads: steps[k] is {task: Batch}."""
-    streams: dict[str, Stream]
-    rank: int = 0
-    world: int = 1
-
-    def __getitem__(self, step: int) -> dict[str, Batch]:
-        visits = {task: stream.visits(step, self.rank, self.world) for task, stream in self.streams.items()}
-        return {task: s.frozen.batch(visits[task]) if s.frozen else collate(s.corpus, visits[task], s.seed)
-                for task, s in self.streams.items()}
-
-def sorted_batches(corpus: Corpus, seconds: float = 60) -> list[list[int]]:
-    """Indices of utterances, short ones first, in batches of at most so many seconds with padding (or of one)."""
-    batches = [[]]
-    for i in sorted(range(len(corpus.utterances)), key=lambda i: corpus.utterances[i].samples):
-        if batches[-1] and (len(batches[-1]) + 1) * corpus.utterances[i].samples > seconds * SAMPLE_RATE:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
-
 VOXCELEB = "request it at robots.ox.ac.uk/~vgg/data/voxceleb (CC BY-SA 4.0)"
-DATASETS = {  # task: reader, folder, SUPERB's counts (ASV: utterances before the length filter; trials), where to get it
+DATASETS = {  # task: reader, folder, SUPERB's counts (ASV: before the length filter; trials), where to get it
     "PR": (read_pr, "LibriSpeech", (28_539, 2_703, 2_620), "get LibriSpeech at openslr.org/12 (CC BY 4.0), "
            "and the lexicons at huggingface.co/datasets/s3prl/g2p"),
     "ASR": (read_asr, "LibriSpeech", (28_539, 2_703, 2_620), "get LibriSpeech at openslr.org/12 (CC BY 4.0)"),

@@ -18,8 +18,9 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import Corpus, DataError, sorted_batches
-from features import Chunks, FrozenFeatures
+from batches import Chunks, sorted_batches
+from data import Corpus, DataError
+from features import FrozenFeatures
 from metrics import bootstrap
 from model import EncoderError, MultiTask, load_encoder
 from tasks import TASKS, score, summarise

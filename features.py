@@ -13,27 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import SAMPLE_RATE, Batch, Corpus, collate
+from batches import Chunks
+from data import SAMPLE_RATE, Corpus
 from model import FrozenBatch, Hubert, frame_count
 
 MOST_CROPS = 16      # of one long training recording
 CHUNK_SECONDS = 60   # of padded audio that go through a frozen encoder together
-
-
-class Chunks(Dataset):
-    """A fixed list of batches of one corpus, loaded by worker processes: item k is batch k."""
-
-    def __init__(self, corpus: Corpus, visits: list[list[tuple]]):
-        self.corpus, self.visits = corpus, visits
-
-    def __len__(self) -> int:
-        return len(self.visits)
-
-    def __getitem__(self, k: int) -> Batch:
-        return collate(self.corpus, self.visits[k])
 
 
 class FrozenFeatures:

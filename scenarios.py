@@ -100,7 +100,7 @@ def requested_runs(args: argparse.Namespace) -> list[Run]:
     if args.scenario == "all":  # the 28 runs of Table 1: 9 + 1 + 9 + 9
         return [Run("mtl", tuple(TASKS))] + [make(name) for make in each.values() for name in TASKS]
     if args.scenario in ("mtl", "control"):
-        return [Run(args.scenario, tuple(name for name in TASKS if name in (args.tasks or args.task or TASKS)))]
+        return [Run(args.scenario, tuple(args.tasks or args.task or TASKS))]
     return [each[args.scenario](name) for name in args.task or TASKS]
 
 

@@ -38,7 +38,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import toy
-from data import Corpus, DataError, Steps, Stream
+from batches import Steps, Stream
+from data import Corpus, DataError
 from evaluate import (build, examine, load_run, print_table, read, read_results, restore, table_cells, table_rows,
                       write_result)
 from features import FrozenFeatures, freeze
@@ -275,7 +276,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
 
         # Was the step before sound? Asked only now that the next one is on its way, so that a GPU never waits for the answer.
         check_finite(pending, folder)
-        pending = step, losses, norm, {name: batch.ids for name, batch in batches.items()}
+        pending = step, {name: loss.detach() for name, loss in losses.items()}, norm, {name: batch.ids for name, batch in batches.items()}
         if step % setting.log_every == 0 or step == config["steps"]:
             values, rate = {name: loss.item() for name, loss in losses.items()}, optimizer.param_groups[0]["lr"]
             log.write(json.dumps({"step": step, "losses": values, "lr": rate, "seconds": round(time.time() - began, 2)}) + "\n")
@@ -310,6 +311,13 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
 
 # The command line
 
+def task_list(text: str) -> list[str]:
+    """"PR,ASR" -> ["PR", "ASR"]; argparse turns the ValueError of an unknown name into its own message."""
+    if unknown := set(text.split(",")) - set(TASKS):
+        raise ValueError(unknown)
+    return text.split(",")
+
+
 def arguments() -> argparse.Namespace:
     """The flags; --help teaches the four scenarios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -317,7 +325,7 @@ def arguments() -> argparse.Namespace:
                         help="see above")
     parser.add_argument("--task", nargs="+", choices=tuple(TASKS), metavar="TASK", help=f"one or more of {' '.join(TASKS)}: whose "
                         "head (ssl, transfer), which to leave out (leave-one-out); default: each of the nine in turn")
-    parser.add_argument("--tasks", type=lambda text: text.split(","), metavar="PR,ASR", help="mtl, control: train on these only")
+    parser.add_argument("--tasks", type=task_list, metavar="PR,ASR", help="mtl, control: train on these only")
     parser.add_argument("--data", type=Path, help="folder with the SUPERB datasets (python data.py DIR says what is missing); "
                         "default: data/toy, a synthetic corpus that is made when it is not there")
     parser.add_argument("--setting", choices=tuple(SETTINGS), help="tiny: minutes on a laptop, the default without --data; "
@@ -355,7 +363,7 @@ def setting_of(args) -> Setting:
     given |= {f"{stage}_lr": args.lr} if args.lr else {}
     given |= {f"{stage}_steps": args.steps} if args.steps else {}
     setting = dataclasses.replace(SETTINGS[args.setting], **given)
-    if args.scenario != "ssl" and setting.mtl_lr >= 1e-3 and setting.encoder != "tiny" and not args.yes_i_mean_it:
+    if args.scenario != "ssl" and setting.mtl_lr >= 1e-3 and "tiny" not in setting.encoder and not args.yes_i_mean_it:
         raise RunError(f"--mtl-lr {setting.mtl_lr:g} would wipe out a pretrained encoder (the paper uses 1e-5); "
                        "take a lower one, or add --yes-i-mean-it")
     return setting

@@ -249,12 +249,28 @@ def test_greedy_decoding_merges_repeats_before_it_drops_blanks(best, expected):
     assert greedy_ctc(logits, torch.tensor([len(best)])) == [expected]
 
 
+def test_the_bidirectional_lstm_is_pytorchs_on_packed_sequences():
+    torch.manual_seed(0)
+    head, frames = BLSTMCTCHead(D, 5, 8).eval(), torch.tensor([9, 4, 1])
+    x = torch.randn(3, 9, D)
+    theirs = torch.nn.LSTM(8, 8, num_layers=2, bidirectional=True, batch_first=True)
+    for layer, (ahead, back) in enumerate(zip(head.ahead, head.back)):
+        for lstm, suffix in ((ahead, ""), (back, "_reverse")):
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                getattr(theirs, f"{name}_l{layer}{suffix}").data = getattr(lstm, f"{name}_l0").data
+    packed = torch.nn.utils.rnn.pack_padded_sequence(head.project(x), frames, batch_first=True, enforce_sorted=False)
+    expected = head.output(torch.nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)[0])
+    for ours, reference, n in zip(head.logits(x, frames), expected, frames):
+        torch.testing.assert_close(ours[:n], reference[:n], atol=1e-6, rtol=1e-5)
+
+
 def test_dropout_follows_both_lstm_layers():
     torch.manual_seed(0)
     head, x, frames = BLSTMCTCHead(D, 5, 8), torch.randn(1, 9, D), torch.tensor([9])
-    assert head.lstm.dropout == 0.2 and not torch.equal(head.logits(x, frames), head.logits(x, frames))
-    head.lstm.dropout = 0.0    # what is left is the one after the last layer
-    assert not torch.equal(head.logits(x, frames), head.logits(x, frames))
+    calls = []
+    head.dropout.register_forward_hook(lambda *_: calls.append(1))
+    assert head.dropout.p == 0.2 and not torch.equal(head.logits(x, frames), head.logits(x, frames))
+    assert len(calls) == 4
 
 
 # ---------------------------------------------------------------- diarization

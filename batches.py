@@ -1,0 +1,91 @@
+"""Batches of utterances: for training as a pure function of (seed, step), for evaluation by length.
+
+B utterances, N samples (16 kHz).
+"""
+import functools
+from collections import Counter, namedtuple
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data import SAMPLE_RATE, Corpus, load_audio
+
+Batch = namedtuple("Batch", "waves lengths targets ids")
+Batch.__doc__ = "One task's share of a step: waves (B, N) float32, zero padded; lengths (B,) int64; B targets; B ids."
+
+
+class Stream:
+    """Endless training batches of one corpus, which depend on (seed, step) alone: a run can stop and go on.
+
+    `frozen.batch(visits)`, where given, answers instead of the audio."""
+
+    def __init__(self, corpus: Corpus, batch: int, seed: int = 0, frozen=None):
+        self.corpus, self.batch, self.seed, self.frozen = corpus, batch, seed, frozen
+        self.lengths = np.array([min(u.samples, corpus.crop or u.samples) for u in corpus.utterances])
+        counts = Counter(u.target for u in corpus.utterances) if corpus.balanced else {}
+        self.chances = [1 / counts[u.target] / len(counts) for u in corpus.utterances] if counts else None
+
+    def visits(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
+        """(utterance, visit number) pairs; process `rank` gets its part of the batch that `world` of them share."""
+        size, total = self.batch * world, len(self.lengths)
+        numbers = range(step * size, (step + 1) * size)[rank::world]
+        return [(int(self._order(number // total, size)[number % total]), number) for number in numbers]
+
+    @functools.lru_cache(maxsize=64)
+    def _order(self, epoch: int, size: int) -> np.ndarray:
+        """An epoch's utterances: in random order, but with batches of similar length, so that little is padded."""
+        rng, total = np.random.default_rng([self.seed, epoch, *self.corpus.task.encode()]), len(self.lengths)
+        order = rng.choice(total, total, p=self.chances) if self.corpus.balanced else rng.permutation(total)
+        rest = order[-epoch * total % size:]  # what comes before completes the last batch of the epoch before
+        for start in range(0, len(rest), 50 * size):
+            window = rest[start:start + 50 * size]
+            window[:] = window[np.argsort(self.lengths[window], kind="stable")]
+        rng.shuffle(rest[:len(rest) // size * size].reshape(-1, size))
+        return order
+
+
+def collate(corpus: Corpus, visits: list[tuple], seed: int = 0) -> Batch:
+    """Loads (utterance, visit number) pairs; the number draws the crop, None is for evaluation."""
+    chosen = [corpus.utterances[index] for index, _ in visits]
+    waves = [torch.from_numpy(load_audio(u, corpus, None if visit is None else (seed, visit)))
+             for u, (_, visit) in zip(chosen, visits)]
+    return Batch(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]),
+                 [u.target for u in chosen], [u.id for u in chosen])
+
+
+@dataclass
+class Steps:
+    """What a DataLoader reads: steps[k] is {task: Batch}."""
+    streams: dict[str, Stream]
+    rank: int = 0
+    world: int = 1
+
+    def __getitem__(self, step: int) -> dict[str, Batch]:
+        visits = {task: stream.visits(step, self.rank, self.world) for task, stream in self.streams.items()}
+        return {task: s.frozen.batch(visits[task]) if s.frozen else collate(s.corpus, visits[task], s.seed)
+                for task, s in self.streams.items()}
+
+
+class Chunks(Dataset):
+    """A fixed list of batches of one corpus, loaded by worker processes: item k is batch k."""
+
+    def __init__(self, corpus: Corpus, visits: list[list[tuple]]):
+        self.corpus, self.visits = corpus, visits
+
+    def __len__(self) -> int:
+        return len(self.visits)
+
+    def __getitem__(self, k: int) -> Batch:
+        return collate(self.corpus, self.visits[k])
+
+
+def sorted_batches(corpus: Corpus, seconds: float = 60) -> list[list[int]]:
+    """Indices of utterances, short ones first, in batches of at most so many seconds with padding (or of one)."""
+    batches = [[]]
+    for i in sorted(range(len(corpus.utterances)), key=lambda i: corpus.utterances[i].samples):
+        if batches[-1] and (len(batches[-1]) + 1) * corpus.utterances[i].samples > seconds * SAMPLE_RATE:
+            batches.append([])
+        batches[-1].append(i)
+    return batches

@@ -1,0 +1,719 @@
+"""Readers, encoders, silence removal, streams and the doctor: worked vectors and brute force, on data made here."""
+import dataclasses
+import json
+import pickle
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch.utils.data import DataLoader
+
+import data
+from batches import Steps, Stream, collate, sorted_batches
+from data import (ASR_SYMBOLS, FRAME, GAIN, PR_SYMBOLS, SF_SYMBOLS, Corpus, DataError, Utterance, decode_intent,
+                  decode_phones, decode_slots, decode_turns, decode_words, diarization_labels, encode, keyword_split,
+                  load_audio, slot_tokens, sounding)
+
+READERS = {task: row[0] for task, row in data.DATASETS.items()}
+
+
+# ---------------------------------------------------------------- text
+
+# slots.txt of Audio SNIPS without its first line, O
+SLOTS = """object_name playlist timeRange object_type artist movie_name spatial_relation rating_value city
+    entity_name music_item restaurant_type location_name party_size_description country state
+    geographic_poi rating_unit playlist_owner best_rating party_size_number object_select
+    restaurant_name service movie_type object_location_type sort track year album condition_temperature
+    condition_description current_location served_dish object_part_of_series_type poi cuisine genre
+    facility""".split()
+SNIPS = SF_SYMBOLS + [tag for slot in SLOTS for tag in (f"B-{slot} ", f" E-{slot}")]
+
+
+def collapsed(ids):
+    """What head.predict hands to a decoder: without repeats, then without blanks."""
+    return [id for k, id in enumerate(ids) if id != 0 and (k == 0 or ids[k - 1] != id)]
+
+
+def tagged(line):
+    """`BOS WORD ... EOS<tab>O SLOT ... INTENT` -> ids."""
+    words, slots = (part.split()[1:-1] for part in line.split("\t"))
+    return encode(slot_tokens(words, slots), SNIPS)
+
+
+def test_vocabularies_have_the_sizes_and_places_of_superb():
+    assert (len(PR_SYMBOLS), len(ASR_SYMBOLS), len(SF_SYMBOLS), len(SNIPS)) == (74, 32, 31, 109)
+    assert (PR_SYMBOLS[73], ASR_SYMBOLS[31], SF_SYMBOLS[30]) == ("ZH", "Z", "'")
+    tags = "B-object_name ", " E-playlist", "B-facility ", " E-facility"
+    assert [SNIPS.index(tag) for tag in tags] == [31, 34, 107, 108]
+
+
+def test_phones_and_characters_are_encoded_as_in_the_released_code():
+    assert encode("HH AH0 L OW1 <eos>".split(), PR_SYMBOLS) == [38, 11, 47, 52, 1]
+    hello = [11, 5, 15, 15, 8, 4, 19, 8, 13, 15, 14, 4, 2]
+    assert encode([*"HELLO|WORLD|", "</s>"], ASR_SYMBOLS) == hello
+    assert decode_words(collapsed(hello)) == ["HELO", "WORLD"]  # a double letter needs a blank between
+    assert decode_words(collapsed(hello[:3] + [0] + hello[3:])) == ["HELLO", "WORLD"]
+    assert encode([*"IT'S|", "</s>"], ASR_SYMBOLS) == [10, 6, 27, 12, 4, 2]
+    assert encode(["É"], ASR_SYMBOLS) == [3]
+
+
+@pytest.mark.parametrize("ids, phones", [
+    ([0, 38, 38, 0, 11, 47, 47, 0, 52, 0, 1, 0], "HH AH0 L OW1"),
+    ([26, 40, 59, 0, 59, 15, 50, 0, 1, 1], "DH IH1 S S AO1 NG"),
+    ([46, 1, 9, 1, 61], "K AE1 T"), ([61, 1, 61, 1], "T T"), ([46, 2, 61], "K <unk> T"), ([0, 0], ""),
+])
+def test_phones_are_decoded_as_ctc_means_it(ids, phones):
+    assert decode_phones(collapsed(ids)) == phones.split()
+
+
+@pytest.mark.parametrize("ids, words", [
+    ([0, 11, 11, 0, 5, 15, 0, 15, 8, 4, 4, 0, 4, 0, 7, 4, 2], "HELLO A"), ([7, 2, 7, 4], "AA"),
+    ([3, 7, 1, 24, 4], "<unk>A<pad>B"), ([4, 7, 4], "A"), ([], ""),
+])
+def test_words_are_decoded_as_in_the_released_code(ids, words):
+    assert decode_words(collapsed(ids)) == words.split()
+
+
+@pytest.mark.parametrize("line, text", [
+    ("BOS PLAY FOO FIGHTERS IN MY LIST EOS\tO O artist artist O playlist_owner playlist PlayMusic",
+     "PLAY B-artist FOO FIGHTERS E-artist IN B-playlist_owner MY E-playlist_owner B-playlist LIST E-playlist"),
+    ("BOS ADD SONG TO HITS PLEASE ! EOS\tO O O O O O O AddToPlaylist", "ADD SONG TO HITS PLEASE "),
+    ("BOS PLAY THE BAND . EOS\tO O O O artist PlayMusic", "PLAY THE BAND "),
+    ("BOS THE BAND . EOS\tO O artist artist PlayMusic", "THE B-artist BAND "),
+    ("BOS R & B , POP EOS\tO genre genre genre genre genre PlayMusic", "B-genre R AND B POP E-genre"),
+    ("BOS RATE IT 5 STARS EOS\tO O O rating_value rating_unit RateBook",
+     "RATE IT B-rating_value <unk> E-rating_value B-rating_unit STARS E-rating_unit"),
+])
+def test_slots_become_tags_as_in_the_released_code(line, text):
+    assert decode_slots(SNIPS, tagged(line)) == text
+
+
+def test_slot_ids_of_the_worked_example():
+    line = "BOS PLAY FOO FIGHTERS IN MY LIST EOS\tO O artist artist O playlist_owner playlist PlayMusic"
+    assert tagged(line) == [19, 15, 4, 28, 3, 39, 9, 18, 18, 3, 9, 12, 10, 11, 23, 8, 21, 22, 40, 3, 12, 17, 3, 67, 16,
+                            28, 68, 3, 33, 15, 12, 22, 23, 34, 1]
+    assert 1 not in tagged("BOS HELLO ! EOS\tO O O Greet")  # the released code loses the end with the punctuation
+
+
+def test_slots_are_decoded_as_ctc_means_it():
+    ids = [19, 15, 4, 28, 3, 39, 4, 5, 0, 5, 4, 40, 3, 0, 3, 18, 17, 1]
+    assert decode_slots(SNIPS, collapsed(ids)) == "PLAY B-artist ABBA E-artist  ON"
+    assert decode_slots(SNIPS, collapsed([11, 8, 15, 0, 15, 18, 1])) == "HELLO"
+
+
+# ---------------------------------------------------------------- silence
+
+def tone(samples, amplitude=10_000):
+    """16-bit samples of a 400 Hz tone."""
+    return np.rint(amplitude * np.sin(2 * np.pi * 400 * np.arange(samples) / 16_000))
+
+
+def removed_by_brute_force(samples):
+    """The indices that sox keeps, sample by sample as its C code goes."""
+    ring, total, copying, hold, kept = [0] * 320, 0, False, [], []
+    for i, sample in enumerate(samples):
+        square = round(int(sample) * 65_536 * GAIN) ** 2
+        total += square - ring[i % 320]
+        ring[i % 320] = square
+        if int((total / 320) ** 0.5) / 2_147_483_647 * 100 > 0.1:
+            hold.append(i)
+            if copying or len(hold) == 1_600:
+                kept, hold, copying = kept + hold, [], True
+        elif not copying:
+            hold = []
+        else:
+            hold.append(i)
+            if len(hold) == 1_600 and all(h == i - 1_599 + k for k, h in enumerate(hold)):
+                hold, copying, total, ring = [], False, 0, [0] * 320
+    return kept + hold * copying
+
+
+@pytest.mark.parametrize("parts, kept", [
+    ([np.zeros(16000), tone(16000), np.zeros(16000)], [(16001, 32319)]),
+    ([tone(8000), np.zeros(800), tone(8000)], [(1, 16800)]),
+    ([tone(8000), np.zeros(8000), tone(8000)], [(1, 8319), (16001, 24000)]),
+    ([np.zeros(8000), tone(800), np.zeros(8000), tone(8000)], [(16801, 24800)]),
+    ([np.zeros(16000)], []),
+    ([tone(16000, 60)], []),
+    ([tone(16000, 70)], [(278, 16000)]),
+    ([tone(1440)], []),
+    ([tone(8000), np.zeros(800)], [(1, 8800)]),
+    ([np.full(8000, 46)], []),
+    ([np.full(8000, 47)], [(310, 8000)]),
+], ids=[f"V{k}" for k in range(1, 12)])
+def test_silence_goes_where_sox_says(parts, kept):
+    wave = np.concatenate(parts).astype(np.float32) / 32_768
+    assert sounding(wave, GAIN) == kept
+
+
+def test_silence_goes_as_in_a_simulation_of_sox_sample_by_sample():
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        parts = [rng.choice([0, 20, 46, 47, 60, 70, 300, 10_000]) * rng.standard_normal(length)
+                 for length in rng.choice([50, 300, 800, 1500, 1599, 1600, 1601, 1900, 2500, 5000], rng.integers(1, 9))]
+        samples = np.clip(np.rint(np.concatenate(parts)), -32_768, 32_767)
+        kept = [i for start, stop in sounding(samples.astype(np.float32) / 32_768, GAIN) for i in range(start, stop)]
+        assert kept == removed_by_brute_force(samples)
+
+
+def test_silence_of_waves_beyond_full_scale_or_without_samples():
+    assert sounding(np.zeros(0, np.float32)) == []
+    assert sounding(np.full(4000, 1e6, np.float32)) == [(0, 4000)]
+
+
+# ---------------------------------------------------------------- audio
+
+def corpus_of(path, **options):
+    """A corpus of one file."""
+    info = soundfile.info(path)
+    return Corpus("KS", [Utterance("a", str(path), 0, "a", info.frames)], 1, list, **options)
+
+
+def heard(path, seed=None, **options):
+    """load_audio of one file."""
+    corpus = corpus_of(path, **options)
+    return load_audio(corpus.utterances[0], corpus, seed)
+
+
+def test_audio_is_resampled_and_mixed_down(tmp_path):
+    wave = np.stack([tone(8_000), np.zeros(8_000)], 1) / 32_768
+    soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="PCM_16")
+    assert np.allclose(heard(tmp_path / "a.wav"), wave[:, 0] / 2, atol=1e-4)
+    soundfile.write(tmp_path / "b.wav", np.sin(np.arange(4_001) / 20), 8_000)
+    slow = heard(tmp_path / "b.wav")
+    assert slow.dtype == np.float32 and len(slow) == 8_002
+    assert np.allclose(slow[200:-200], np.sin(np.arange(8_002) / 40)[200:-200], atol=1e-2)
+
+
+def test_gain_silence_and_crop_come_in_this_order(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.concatenate([np.zeros(8_000), tone(16_000) / 32_768]), 16_000)
+    loud = heard(tmp_path / "a.wav")
+    assert np.allclose(heard(tmp_path / "a.wav", gain=GAIN), loud * 0.7079457843841379, atol=1e-7)
+    trimmed = heard(tmp_path / "a.wav", gain=GAIN, trim=True)
+    assert np.allclose(trimmed, GAIN * loud[8_001:])
+    cut = heard(tmp_path / "a.wav", seed=(3, 7), gain=GAIN, trim=True, crop=1_000)
+    start = next(k for k in range(len(trimmed)) if np.array_equal(trimmed[k:k + 1_000], cut))
+    assert 0 <= start <= len(trimmed) - 1_000
+
+
+def test_a_crop_depends_on_its_seed_and_evaluation_takes_the_start(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.linspace(-1, 1, 20_000), 16_000)
+    whole = heard(tmp_path / "a.wav")
+    cuts = {seed: heard(tmp_path / "a.wav", seed=seed, crop=400) for seed in range(40)}
+    assert np.array_equal(cuts[5], heard(tmp_path / "a.wav", seed=5, crop=400))
+    assert len({cut[0] for cut in cuts.values()}) > 30
+    assert np.array_equal(heard(tmp_path / "a.wav", crop=400), whole[:400])
+    assert np.array_equal(heard(tmp_path / "a.wav", seed=5, crop=20_000), whole)
+
+
+@pytest.mark.parametrize("content, problem", [
+    (b"", "no readable audio"), (b"not audio", "no readable audio"), (np.zeros(0), "no samples"),
+    (np.array([0.0, np.nan, 0.0]), "not finite"), (np.array([0.0, np.inf]), "not finite"), (None, "no readable audio"),
+])
+def test_broken_audio_is_named(tmp_path, content, problem):
+    path = tmp_path / "a.wav"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        soundfile.write(path, content, 16_000, subtype="FLOAT")
+    utterance = Utterance("a", str(path), 0, "a", 0)
+    with pytest.raises(DataError, match=rf"^KS: .*{problem}.*{path}.*; .*replace the file") as error:
+        load_audio(utterance, Corpus("KS", [utterance], 1, list))
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- diarization
+
+def columns(labels):
+    """The two columns as strings of 0 and 1."""
+    return ["".join(str(int(x)) for x in column) for column in labels.T]
+
+
+@pytest.mark.parametrize("turns, samples, expected", [
+    ([("100", .02, .08), ("20", .05, .12)], 3200, ["00111111000000000000", "00000111111100000000"]),
+    ([("a", .005, .015), ("b", .025, .035)], 1600, ["1100000000", "0011000000"]),
+    ([("a", 0, .06), ("b", .06, .12)], 2560, ["1111110000000000", "0000001111110000"]),
+    ([("a", 0, .2)], 3279, ["1" * 20, "0" * 20]),
+    ([("a", .06, .18), ("b", 0, .01)], 3200, ["00000011111111111100", "1" + "0" * 19]),
+    ([("b", .05, .09)], 2560, ["0000011110000000", "0" * 16]),
+    ([("a", .011, .014), ("b", .006, .0149)], 1600, ["0" * 10, "0" * 10]),
+], ids="L1 L2 L5 L6 L7 L9 L10".split())
+def test_turns_become_labels_every_10_ms(turns, samples, expected):
+    assert columns(diarization_labels(turns, samples)) == expected
+
+
+def test_a_turn_that_spans_a_whole_chunk_is_kept():
+    labels = diarization_labels([("a", .01, .15), ("b", .05, .09)], 2560)  # L4: the released code loses the middle of a
+    chunks = [columns(labels[start:start + 6]) for start in (0, 6, 12)]
+    assert chunks == [["011111", "000001"], ["111111", "111000"], ["1110", "0000"]]
+
+
+REC_A = [(.9, .1), (.8, .2), (.4, .2), (.7, .6), (.9, .7), (.2, .9), (.5, .9), (.5, .45), (.9, .9), (.1, .9), (.1, .1),
+         (.6, .3)]
+
+
+@pytest.mark.parametrize("median, threshold, first, second", [
+    (1, .3, "0+5 6+3 11+1", "3+7"), (1, .5, "0+2 3+2 8+1 11+1", "3+4 8+2"), (1, .7, "0+2 4+1 8+1", "5+2 8+2"),
+    (3, .3, "0+9", "3+7"), (3, .5, "0+5", "3+7"), (3, .7, "0+2", "5+5"),
+    (11, .3, "1+8", "3+7"), (11, .5, "", "4+5"), (11, .7, "", ""),
+])
+def test_probabilities_become_turns_as_in_the_released_code(median, threshold, first, second):
+    expected = [[str(k), int(start) / 100, (int(start) + int(length)) / 100] for k, text in enumerate((first, second))
+                for start, length in (turn.split("+") for turn in text.split())]
+    assert decode_turns(REC_A, threshold, median) == expected
+    assert decode_turns(torch.tensor(REC_A), threshold, median) == expected
+
+
+def test_the_median_filter_erodes_the_ends():
+    active = np.array([int(c) for c in "11000000000111111010111"])
+    turns = decode_turns(np.stack([active, 0 * active], 1) * 0.9)
+    assert turns == [["0", 0.11, 0.21]]  # 00000000000111111111100
+
+
+# ---------------------------------------------------------------- readers
+
+@pytest.mark.parametrize("name, split", [
+    ("004ae714", "train"), ("0c40e715", "discarded"), ("00b01445", "train"), ("c1d39ce8", "train"), ("00000000", "dev"),
+    ("9e3779b1", "dev"), ("be1e0823", "discarded"),
+])
+def test_keywords_are_split_by_a_hash_of_the_speaker(name, split):
+    assert keyword_split(f"{name}_nohash_0.wav") == keyword_split(f"{name}_nohash_17.wav") == split
+    assert keyword_split("plain.wav") == "train"
+
+
+def write_corpus(root):
+    """The smallest corpus with all nine tasks."""
+    def wav(path, seconds=0.5):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        wave = 0.3 * np.sin(np.arange(int(16_000 * seconds)) / 5 + len(path))
+        soundfile.write(root / path, wave, 16_000, subtype="PCM_16")
+
+    def text(path, *lines):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("\n".join(lines) + "\n")
+
+    text("LibriSpeech/librispeech-lexicon-200k-g2p.txt", "A\tAH0", "CAB\tK AE1 B", "A\tEY1")
+    text("LibriSpeech/librispeech-lexicon-allothers-g2p.txt", "CAB\tS IY1", "DAB\tD AE1 B")
+    for split in ("train-clean-100", "dev-clean", "test-clean"):
+        text(f"LibriSpeech/{split}/1/2/1-2.trans.txt", "1-2-0000 A CAB", "1-2-0001 DAB A", "1-2-0002 ZOO")
+        for k in range(3):
+            wav(f"LibriSpeech/{split}/1/2/1-2-000{k}.flac")
+    for word in ("yes", "bed"):
+        for speaker in ("004ae714", "9e3779b1", "be1e0823"):
+            wav(f"speech_commands_v0.01/{word}/{speaker}_nohash_0.wav")
+    wav("speech_commands_v0.01/_background_noise_/hum.wav", 3)
+    for label in ("yes", "_unknown_", "_silence_"):
+        wav(f"speech_commands_test_set_v0.01/{label}/x_004ae714_nohash_0.wav.wav")
+    split = []
+    for part, names in (("dev", ("id10001", "id10002", "id11251")), ("test", ("id10270", "id10271"))):
+        for name in names:
+            for k in (1, 2, 3):
+                wav(f"VoxCeleb1/{part}/wav/{name}/v{k}/00001.wav", 1.5 if (name, k) == ("id10002", 3) else 2.5)
+                split.append(f"{k} {name}/v{k}/00001.wav")
+    text("VoxCeleb1/iden_split.txt", *split)
+    text("VoxCeleb1/veri_test.txt", "1 id10270/v1/00001.wav id10270/v2/00001.wav",
+         "0 id10270/v1/00001.wav id10271/v1/00001.wav")
+    for split in ("train", "dev", "test"):
+        wav(f"Libri2Mix/{split}/m.wav", 21.01)
+        text(f"diarization/{split}/wav.scp", f"m Libri2Mix/{split}/m.wav")
+        text(f"diarization/{split}/rttm", *(f"SPEAKER\tm\t1\t{start}\t{seconds}\t<NA>\t<NA>\t{speaker}\t<NA>"
+                                            for start, seconds, speaker in ((0.0, 20.5, "7"), (19.0, 2.0, "100"))))
+    for split in ("train", "valid", "test"):
+        rows = [("increase", "heat", "none"), ("bring", "shoes", "none"), ("increase", "heat", "kitchen")]
+        text(f"fluent_speech_commands_dataset/data/{split}_data.csv",
+             ",path,speakerId,transcription,action,object,location",
+             *(f'{k},wavs/{split}{k}.wav,s,"Say, this",{",".join(row)}' for k, row in enumerate(rows)))
+        for k in range(3):
+            wav(f"fluent_speech_commands_dataset/wavs/{split}{k}.wav")
+    for split, voice in (("train", "Ivy"), ("valid", "Amy"), ("test", "Emma")):
+        wav(f"SNIPS/{split}/{voice}-snips-{split}-0.wav", 1)
+        wav(f"SNIPS/{split}/Brian-snips-none-0.wav" if split != "test" else f"SNIPS/{split}/Ivy-snips-none-0.wav")
+    text("SNIPS/slots.txt", "O", "artist", "city")
+    text("SNIPS/all.iob.snips.txt", *(f"{id} BOS PLAY ABBA EOS\tO O artist PlayMusic" for id in (
+        "Ivy-snips-train-0", "Amy-snips-valid-0", "Emma-snips-test-0", "Ivy-snips-train-9")))
+    for session in range(1, 6):
+        name = f"Ses0{session}F_impro01"
+        turns = [f"[1.0 - 2.0]\t{name}_F00{k}\t{emotion}\t[2.5, 2.5, 2.5]" for k, emotion in
+                 enumerate(("neu", "hap", "exc", "sad", "ang", "fru", "xxx"))]
+        folder = f"IEMOCAP/Session{session}/dialog/EmoEvaluation"
+        text(f"{folder}/{name}.txt", "% [START_TIME - END_TIME] TURN_NAME", "", *turns, "C-E2:\tNeutral;\t()")
+        (root / folder / f"._{name}.txt").write_bytes(b"\xa3\x00")
+        for k in range(7):
+            wav(f"IEMOCAP/Session{session}/sentences/wav/{name}/{name}_F00{k}.wav")
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory):
+    """The smallest corpus; not to be changed."""
+    root = tmp_path_factory.mktemp("smallest")
+    write_corpus(root)
+    return root
+
+
+@pytest.fixture
+def copy(pristine, tmp_path, monkeypatch):
+    """A copy of the smallest corpus that a test may break."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(pristine, tmp_path / "data")
+
+
+def test_every_reader_finds_what_is_there(copy):
+    counts = {"PR": (2, 2, 2), "ASR": (3, 3, 3), "KS": (3, 3, 3), "SID": (5, 5, 5), "ASV": (8, 8, 3), "SD": (2, 1, 1),
+              "IC": (3, 3, 3), "SF": (1, 1, 1), "ER": (16, 4, 5)}
+    for task, read in READERS.items():
+        for split, count in zip(("train", "dev", "test"), counts[task]):
+            corpus = pickle.loads(pickle.dumps(read(str(copy), split)))  # the workers of a DataLoader get it this way
+            assert len(corpus.utterances) == count, (task, split)
+            for utterance in corpus.utterances:
+                assert len(load_audio(utterance, corpus)) == min(utterance.samples, corpus.crop or utterance.samples)
+
+
+def test_phones_are_the_first_pronunciation_and_unknown_words_are_listed(copy):
+    corpus = data.read_pr(copy, "train")
+    assert [u.reference for u in corpus.utterances] == ["AH0 K AE1 B".split(), "D AE1 B AH0".split()]
+    assert corpus.skipped == ("1-2-0002: ZOO is not in the lexicon",)
+    assert [corpus.decode(u.target) for u in corpus.utterances] == [u.reference for u in corpus.utterances]
+    (copy / "LibriSpeech/librispeech-lexicon-allothers-g2p.txt").unlink()  # one file is enough
+    assert [u.id for u in data.read_pr(copy, "train").utterances] == ["1-2-0000"]
+
+
+def test_words_carry_an_end_and_come_back(copy):
+    corpus = data.read_asr(copy, "dev")
+    assert corpus.utterances[0].target == encode([*"A|CAB|", "</s>"], ASR_SYMBOLS)
+    assert [corpus.decode(u.target) for u in corpus.utterances] == [["A", "CAB"], ["DAB", "A"], ["ZOO"]]
+
+
+def test_labels_that_ctc_cannot_fit_are_left_out_of_training_only(copy):
+    trans = copy / "LibriSpeech/{}/1/2/1-2.trans.txt"
+    for split in ("train-clean-100", "dev-clean"):  # 24 frames: LL needs a blank between
+        Path(str(trans).format(split)).write_text(f"1-2-0000 {'A' * 22}\n1-2-0001 {'AB' * 11}\n1-2-0002 {'AB' * 11}C\n")
+    assert [u.id for u in data.read_asr(copy, "train").utterances] == ["1-2-0001"]
+    assert len(data.read_asr(copy, "train").skipped) == 2 and len(data.read_asr(copy, "dev").utterances) == 3
+
+
+def test_clips_shorter_than_a_frame_are_left_out(copy):
+    soundfile.write(copy / "fluent_speech_commands_dataset/wavs/train1.wav", np.zeros(FRAME - 1), 16_000)
+    corpus = data.read_ic(copy, "train")
+    assert len(corpus.utterances) == 2 and "399 samples" in corpus.skipped[0]
+
+
+def test_keywords_have_superbs_classes_and_noise_is_silence(copy):
+    corpus = data.read_ks(copy, "train")
+    assert [(u.target, u.reference) for u in corpus.utterances] == [(11, "_silence_"), (10, "_unknown_"), (0, "yes")]
+    assert corpus.balanced and not data.read_ks(copy, "dev").balanced
+    noise = data.read_ks(copy, "dev").utterances[0]
+    assert noise.reference == "_silence_" and len(load_audio(noise, data.read_ks(copy, "dev"))) == 16_000
+    assert [u.reference for u in data.read_ks(copy, "test").utterances] == ["_silence_", "_unknown_", "yes"]
+    assert corpus.decode(11) == "_silence_" and corpus.classes == 12
+
+
+def test_voxceleb_may_be_in_one_folder_or_two(copy):
+    apart = {task: READERS[task](copy, split) for task in ("SID", "ASV") for split in ("train", "test")}
+    (copy / "VoxCeleb1/wav").mkdir()
+    for place in (copy / "VoxCeleb1").glob("*/wav/id*"):
+        place.rename(copy / "VoxCeleb1/wav" / place.name)
+    for part in ("dev", "test"):
+        shutil.rmtree(copy / "VoxCeleb1" / part)
+    (copy / "VoxCeleb1/iden_split.txt").rename(copy / "VoxCeleb1/veri_test_class.txt")
+    (copy / "VoxCeleb1/veri_test.txt").rename(copy / "VoxCeleb1/voxceleb1_test_v2.txt")
+    together = {task: READERS[task](copy, split) for task in ("SID", "ASV") for split in ("train", "test")}
+    for task in apart:
+        assert [(u.id, u.target, u.reference) for u in apart[task].utterances] == \
+            [(u.id, u.target, u.reference) for u in together[task].utterances]
+
+
+def test_speakers_are_numbered_as_in_superb(copy):
+    corpus = data.read_sid(copy, "test")
+    assert sorted({(u.target, u.reference) for u in corpus.utterances}) == [
+        (0, "id10001"), (1, "id10002"), (269, "id10270"), (270, "id10271"), (1250, "id11251")]
+    assert corpus.classes == 1251 and corpus.decode(269) == "id10270" and corpus.crop is None
+    assert data.read_sid(copy, "train").crop == 128_000
+
+
+def test_verification_trains_on_sorted_speakers_with_more_than_two_seconds(copy):
+    corpus = data.read_asv(copy, "train")
+    assert corpus.classes == 3 and [u.target for u in corpus.utterances] == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert len(corpus.skipped) == 1 and corpus.skipped[0].startswith("id10002/v3/00001.wav is too short")
+    test = data.read_asv(copy, "test")
+    assert test.trials == ((1, "id10270/v1/00001.wav", "id10270/v2/00001.wav"),
+                           (0, "id10270/v1/00001.wav", "id10271/v1/00001.wav"))
+    assert {u.id for u in test.utterances} == {name for trial in test.trials for name in trial[1:]}
+    assert test.classes == 3
+
+
+def test_verification_dev_speakers_of_a_list_do_not_train(copy):
+    assert {a.split("/")[0] == b.split("/")[0] for _, a, b in data.read_asv(copy, "dev").trials} == {True, False}
+    (copy / "VoxCeleb1/veri_dev.txt").write_text("1 id10001/v1/00001.wav id10001/v3/00001.wav\n")
+    assert {u.reference for u in data.read_asv(copy, "train").utterances} == {"id10002", "id11251"}
+    assert data.read_asv(copy, "dev").trials == ((1, "id10001/v1/00001.wav", "id10001/v3/00001.wav"),)
+
+
+def test_lengths_without_silence_are_measured_once(copy, monkeypatch):
+    before = data.read_asv(copy, "train")
+    assert len(json.loads(Path("cache/sounding.json").read_text())) == 9
+    monkeypatch.setattr(data, "load_audio", None)
+    assert data.read_asv(copy, "train") == before
+
+
+def test_diarization_is_cut_into_20_seconds_for_training_only(copy):
+    first, second = data.read_sd(copy, "train").utterances
+    assert (first.start, first.stop, second.start, second.stop) == (0, 320_000, 320_000, 336_160)
+    assert first.target.shape == (2000, 2) and second.target.shape == (101, 2)
+    assert columns(second.target) == ["1" * 100 + "0", "1" * 50 + "0" * 51]  # "100" sorts before "7"
+    assert second.reference == [["7", 0.0, pytest.approx(0.5)], ["100", 0.0, pytest.approx(1.0)]]
+    whole, = data.read_sd(copy, "test").utterances
+    assert whole.target.shape == (2101, 2) and whole.reference == [["7", 0.0, 20.5], ["100", 19.0, 21.0]]
+
+
+def test_intents_are_numbered_by_their_first_appearance_in_train(copy):
+    corpus = data.read_ic(copy, "test")
+    assert corpus.classes == (2, 2, 2) and [u.target for u in corpus.utterances] == [(0, 0, 0), (1, 1, 0), (0, 0, 1)]
+    assert corpus.decode((1, 0, 1)) == ["bring", "heat", "kitchen"]
+    assert decode_intent([["a", "b"], ["c"], ["d"]], [1, 0, 0]) == ["b", "c", "d"]
+
+
+def test_snips_takes_listed_voices_with_a_sentence(copy):
+    corpus = data.read_sf(copy, "train")
+    assert [u.id for u in corpus.utterances] == ["Ivy-snips-train-0"] and corpus.classes == 35
+    assert corpus.utterances[0].reference == corpus.decode(corpus.utterances[0].target) == "PLAY B-artist ABBA E-artist"
+    shutil.copy(corpus.utterances[0].path, copy / "SNIPS/train/Joey-snips-train-77.wav")
+    assert len(data.read_sf(copy, "train").skipped) == 1
+    (copy / "SNIPS/slots.txt").write_text("O\nartist\ncity")
+    assert data.read_sf(copy, "dev").classes == 35
+
+
+def test_emotion_folds_are_sessions_and_dev_is_the_draw_of_the_released_code(copy):
+    assert {u.id[:5] for u in data.read_er(copy, "test", fold=3).utterances} == {"Ses03"}
+    train, dev = (data.read_er(copy, split).utterances for split in ("train", "dev"))
+    pool = sorted((*train, *dev), key=lambda u: u.id)
+    torch.manual_seed(0)
+    split = torch.utils.data.random_split(pool, [16, 4])
+    assert [[u.id for u in part] for part in split] == [[u.id for u in train], [u.id for u in dev]]
+    assert Counter(u.reference for u in pool) == {"neu": 4, "hap": 8, "sad": 4, "ang": 4}
+
+
+def test_the_toy_corpus_is_read_by_every_reader(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for task, read in READERS.items():
+        for split in ("train", "dev", "test"):
+            corpus = read(root, split)
+            assert corpus.utterances and not corpus.skipped, (task, split, corpus.skipped)
+            assert len(load_audio(corpus.utterances[0], corpus)) >= FRAME
+
+
+# ---------------------------------------------------------------- what is wrong is named
+
+def replaced(path, old, new):
+    """A way to break a text file."""
+    def breaking(root):
+        assert old in (root / path).read_text()
+        (root / path).write_text((root / path).read_text().replace(old, new))
+    return breaking
+
+
+def removed(path):
+    """A way to lose a file or folder."""
+    def breaking(root):
+        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+    return breaking
+
+
+def written(path, content):
+    """A way to damage a file."""
+    def breaking(root):
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_bytes(content)
+    return breaking
+
+
+LIBRI, VOX = "LibriSpeech/train-clean-100/1/2/1-2", "VoxCeleb1/"
+FLUENT = "fluent_speech_commands_dataset/data/train_data.csv"
+IEMO = "IEMOCAP/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+
+
+@pytest.mark.parametrize("task, split, breaking, words", [
+    ("PR", "train", removed("LibriSpeech"), "nothing called LibriSpeech/librispeech-lexicon-200k-g2p.txt or"),
+    ("ASR", "train", removed("LibriSpeech/train-clean-100"), "nothing called LibriSpeech/train-clean-100"),
+    ("ASR", "train", replaced(LIBRI + ".trans.txt", " A CAB", ""), "line 1 .1-2-0000. is malformed in .*trans.txt"),
+    ("ASR", "train", replaced(LIBRI + ".trans.txt", "1-2-0001", "1-2-0000"), "1-2-0000, listed twice"),
+    ("ASR", "train", written(LIBRI + ".trans.txt", b"1-2-0000 \xff\xfe\n"), "not UTF-8 in .*trans.txt"),
+    ("ASR", "train", removed(LIBRI + "-0001.flac"), "no readable audio in .*1-2-0001.flac .no such file"),
+    ("ASR", "train", written(LIBRI + "-0001.flac", b"fLaC"), "no readable audio in .*1.flac .damaged"),
+    ("PR", "train", replaced("LibriSpeech/librispeech-lexicon-200k-g2p.txt", "K AE1", "K QQ"), "line 2 .CAB.K QQ B"),
+    ("KS", "train", removed("speech_commands_v0.01"), "nothing called speech_commands_v0.01"),
+    ("KS", "test", removed("speech_commands_test_set_v0.01"), "nothing called speech_commands_test_set_v0.01"),
+    ("KS", "test", written("speech_commands_test_set_v0.01/cat/a.wav", b""), "unknown class cat"),
+    ("KS", "train", written("speech_commands_v0.01/yes/004ae714_nohash_5.wav", b""), "no readable audio"),
+    ("SID", "train", removed(VOX + "iden_split.txt"), "nothing called VoxCeleb1/iden_split.txt or"),
+    ("SID", "train", replaced(VOX + "iden_split.txt", "1 id10001", "4 id10001"), "line 1 .* is malformed"),
+    ("SID", "train", replaced(VOX + "iden_split.txt", "1 id10001", "1 id19999"), "id19999.* not among id10001"),
+    ("SID", "train", replaced(VOX + "iden_split.txt", "id10001/v1", "id10001/v9"), "v9/00001.wav .no such file"),
+    ("SID", "train", replaced(VOX + "iden_split.txt", "id10001/v1", "id10001/../../../../../x"), "leads out"),
+    ("ASV", "test", removed(VOX + "veri_test.txt"), "no test trials"),
+    ("ASV", "test", replaced(VOX + "veri_test.txt", "id10271/v1", "id10271/v7"), "id10271/v7/00001.wav .no such file"),
+    ("ASV", "test", replaced(VOX + "veri_test.txt", "0 id", "2 id"), "line 2 .* is malformed"),
+    ("ASV", "train", removed(VOX + "dev"), "nothing called VoxCeleb1/dev/wav or VoxCeleb1/wav"),
+    ("SD", "dev", removed("diarization/dev/rttm"), "nothing called rttm"),
+    ("SD", "dev", replaced("diarization/dev/rttm", "19.0", "soon"), "line 2 .* is malformed in .*rttm"),
+    ("SD", "dev", replaced("diarization/dev/rttm", "\tm\t", "\tother\t"), "m, in one of wav.scp and rttm only"),
+    ("SD", "dev", replaced("diarization/dev/rttm", "\n", "\nSPEAKER m 1 1 1 <NA> <NA> 3 <NA>\n"), "three speakers .m."),
+    ("SD", "dev", replaced("diarization/dev/wav.scp", "Libri2Mix", "/Libri2Mix"), "/m.wav, which leads out"),
+    ("SD", "dev", replaced("diarization/dev/wav.scp", "Libri2Mix", "../x"), "which leads out"),
+    ("IC", "train", replaced(FLUENT, "action", "deed"), "no path, action, .* in a line of .*train_data.csv"),
+    ("IC", "train", replaced(FLUENT, ",heat,none", ",heat"), "no path, action, object or location"),
+    ("IC", "train", replaced(FLUENT, "wavs/train1", "../../train1"), "leads out"),
+    ("IC", "train", replaced(FLUENT, "wavs/train1", "wavs/train0"), "wavs/train0.wav, listed twice"),
+    ("IC", "dev", replaced(FLUENT.replace("train", "valid"), "shoes", "socks"), "'socks'.*, unknown to train"),
+    ("SF", "train", removed("SNIPS/slots.txt"), "nothing called slots.txt"),
+    ("SF", "train", replaced("SNIPS/slots.txt", "artist", "painter"), "Ivy-snips-train-0 has unknown slots"),
+    ("SF", "train", replaced("SNIPS/all.iob.snips.txt", "O O artist", "O artist"), "Ivy-.*not one per word"),
+    ("SF", "train", replaced("SNIPS/all.iob.snips.txt", "PLAY ABBA ", ""), "line 1 .* is malformed"),
+    ("SF", "train", removed("SNIPS/train/Ivy-snips-train-0.wav"), "no usable utterance"),
+    ("ER", "train", removed("IEMOCAP/Session3"), "nothing called Session3/dialog/EmoEvaluation"),
+    ("ER", "test", replaced(IEMO, "\tneu\t", " neu "), "is malformed"),
+    ("ER", "test", removed("IEMOCAP/Session1/sentences/wav/Ses01F_impro01/"), "F000.wav .no such file"),
+])
+def test_broken_data_is_named_in_one_sentence(copy, task, split, breaking, words):
+    breaking(copy)
+    with pytest.raises(DataError, match=rf"^{task}: .*{words}.*; \w+") as error:
+        READERS[task](copy, split)
+    assert str(copy) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_broken_files_can_be_skipped_and_are_listed(copy):
+    (copy / "LibriSpeech/train-clean-100/1/2/1-2-0001.flac").write_bytes(b"?")
+    (copy / "VoxCeleb1/test/wav/id10271/v1/00001.wav").unlink()
+    corpus = data.read_asr(copy, "train", skip_broken=True)
+    assert len(corpus.utterances) == 2 and "1-2-0001.flac (damaged)" in corpus.skipped[0]
+    assert len(data.read_asv(copy, "test", skip_broken=True).trials) == 1
+
+
+# ---------------------------------------------------------------- streams
+
+def numbers(count, lengths=None, balanced=False, task="PR"):
+    """A corpus of which no audio is ever read; target k is k, or skewed 9 : 1 if balanced."""
+    lengths = [100] * count if lengths is None else lengths
+    targets = [int(k % 10 == 0) if balanced else k for k in range(count)]
+    utterances = [Utterance(str(k), "", targets[k], None, int(lengths[k])) for k in range(count)]
+    return Corpus(task, utterances, 2, list, balanced=balanced)
+
+
+@pytest.mark.parametrize("count, batch", [(10, 4), (100, 7), (3, 8), (64, 8), (1, 2)])
+def test_every_epoch_visits_every_utterance_once(count, batch):
+    stream = Stream(numbers(count, np.arange(count)), batch, seed=3)
+    visits = [visit for step in range(5 * count) for visit in stream.visits(step)]
+    assert [number for _, number in visits] == list(range(len(visits)))
+    for epoch in range(len(visits) // count):
+        assert sorted(index for index, _ in visits[epoch * count:(epoch + 1) * count]) == list(range(count))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_step_depends_on_seed_and_number_alone(balanced):
+    corpus = numbers(50, balanced=balanced)
+    run = [Stream(corpus, 8, seed=1).visits(step) for step in range(40)]
+    resumed = Stream(corpus, 8, seed=1)
+    assert [resumed.visits(step) for step in range(23, 40)] == run[23:]
+    assert [Stream(corpus, 8, seed=2).visits(step) for step in range(40)] != run
+    other = dataclasses.replace(corpus, task="ASR")
+    assert [Stream(other, 8, seed=1).visits(step) for step in range(40)] != run
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_exactly_what_one_would_read(world, balanced):
+    corpus = numbers(50, np.random.default_rng(0).integers(1, 999, 50), balanced)
+    one, many = Stream(corpus, 4 * world, seed=5), Stream(corpus, 4, seed=5)
+    for step in range(30):
+        parts = [many.visits(step, rank, world) for rank in range(world)]
+        assert all(len(part) == 4 for part in parts)
+        assert sorted(sum(parts, []), key=lambda visit: visit[1]) == one.visits(step)
+
+
+def test_balanced_draws_are_balanced():
+    corpus = numbers(200, balanced=True)
+    targets = [corpus.utterances[index].target for step in range(100) for index, _ in Stream(corpus, 32).visits(step)]
+    assert 0.47 < np.mean(targets) < 0.53
+
+
+def test_batches_hold_similar_lengths_in_random_order():
+    lengths = np.random.default_rng(0).integers(100, 10_000, 1000)
+    stream = Stream(numbers(1000, lengths), 10)
+    batches = [[lengths[index] for index, _ in stream.visits(step)] for step in range(300)]
+    waste = 1 - sum(map(sum, batches)) / sum(10 * max(batch) for batch in batches)
+    assert waste < 0.06  # drawn blindly: 0.45
+    order = [max(batch) for batch in batches[:100]]
+    assert abs(np.corrcoef(order, np.arange(100))[0, 1]) < 0.3
+
+
+def test_sorted_batches_hold_each_utterance_once_and_little_audio():
+    lengths = np.random.default_rng(0).integers(8_000, 30 * 16_000, 100).tolist() + [100 * 16_000]
+    corpus = numbers(101, lengths)
+    batches = sorted_batches(corpus, seconds=60)
+    assert sorted(sum(batches, [])) == list(range(101)) and batches[-1] == [100]
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 60 * 16_000 for batch in batches[:-1])
+
+
+def test_batches_from_workers_are_those_of_this_process(copy):
+    streams = {task: Stream(READERS[task](copy, "train"), 2, seed=4) for task in ("KS", "SID", "SD", "IC", "PR")}
+    steps = Steps(streams, rank=1, world=2)
+    loader = DataLoader(steps, batch_size=None, sampler=range(3, 6), num_workers=1)
+    for step, batches in zip(range(3, 6), loader):
+        for task, batch in steps[step].items():
+            assert torch.equal(batch.waves, batches[task].waves) and torch.equal(batch.lengths, batches[task].lengths)
+            assert batch.ids == batches[task].ids and batch.waves.dtype == torch.float32
+            assert batch.waves.shape == (2, batch.lengths.max()) and batch.lengths.dtype == torch.int64
+            for here, there in zip(batch.targets, batches[task].targets):
+                assert np.array_equal(np.asarray(here), np.asarray(there))
+
+
+def test_padding_is_zero_and_the_visit_draws_the_crop(copy):
+    corpus = data.read_ks(copy, "train")
+    batch = collate(corpus, [(0, 1), (1, 1), (0, 2)], seed=9)
+    assert batch.lengths.tolist() == [16_000, 8_000, 16_000] and not batch.waves[1, 8_000:].any()
+    assert not torch.equal(batch.waves[0], batch.waves[2])
+    assert torch.equal(batch.waves[0], collate(corpus, [(0, 1)], seed=9).waves[0])
+
+
+def test_cached_features_stand_in_for_audio():
+    class Frozen:
+        def batch(self, visits):
+            return visits
+    stream = Stream(numbers(10), 2, frozen=Frozen())
+    assert Steps({"PR": stream})[7] == {"PR": stream.visits(7)}
+
+
+# ---------------------------------------------------------------- the doctor
+
+def doctor(monkeypatch, capsys, *arguments):
+    """Exit status and output of `python data.py ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["data.py", *map(str, arguments)])
+    return data.main(), capsys.readouterr().out
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_whole_corpus(copy, monkeypatch, capsys):
+    wrong, text = doctor(monkeypatch, capsys, copy, "--decode")
+    assert not wrong and "missing" not in text and "PR train: 1 left out, as 1-2-0002: ZOO" in text
+    assert all(f"{count:,}" in text for _, _, counts, _ in data.DATASETS.values() for count in counts if count)
+
+
+@pytest.mark.parametrize("folder", ["empty", "not/there"])
+def test_the_doctor_says_what_to_get_where(tmp_path, monkeypatch, capsys, folder):
+    (tmp_path / "empty").mkdir()
+    wrong, text = doctor(monkeypatch, capsys, tmp_path / folder)
+    assert wrong and text.count("missing") == 27
+    for task, (_, _, _, source) in data.DATASETS.items():
+        assert sum(line.startswith(f"{task}: ") and source in line for line in text.splitlines()) == 1
+
+
+def test_the_doctor_lists_broken_and_odd_files(copy, monkeypatch, capsys):
+    path = copy / "fluent_speech_commands_dataset/wavs/train0.wav"
+    soundfile.write(path, np.full(8_000, np.nan), 16_000, subtype="FLOAT")
+    assert not doctor(monkeypatch, capsys, copy)[0]  # headers alone do not show it
+    soundfile.write(copy / "SNIPS/train/Ivy-snips-train-0.wav", np.zeros(8_000), 8_000)
+    wrong, text = doctor(monkeypatch, capsys, copy, "--decode")
+    assert wrong and f"not finite, in {path}" in text and "Ivy-snips-train-0.wav has 8000 Hz" in text
