@@ -57,13 +57,14 @@ def formants_of(samples, order=18):
 
 
 @pytest.mark.parametrize("speaker", [MAN, WOMAN], ids=["man", "woman"])
-@pytest.mark.parametrize("phone, word", [("AE1", "cat"), ("EH1", "bed"), ("IY1", "heat"), ("AA1", "stop"), ("ER1", "turn"),
-                                         ("UW1", "shoes"), ("AH1", "up"), ("IH1", "fish"), ("UH1", "book")])
+@pytest.mark.parametrize("phone, word", [
+    ("AE1", "cat"), ("EH1", "bed"), ("IY1", "heat"), ("AA1", "stop"), ("ER1", "turn"), ("UW1", "shoes"), ("AH1", "up"),
+    ("IH1", "fish"), ("UH1", "book")])
 def test_the_formants_of_a_vowel_are_where_the_table_and_the_speaker_put_them(phone, word, speaker):
     found = formants_of(middle_of(phone, word, speaker))
     for k in range(2):
         wanted = toy.PHONES[phone][0, 1 + k] * speaker.scale[k]
-        assert min(abs(found - wanted)) < max(0.1 * wanted, 50), f"F{k + 1}: {wanted:.0f} Hz, found {found.round()}"
+        assert min(abs(found - wanted)) < max(0.1 * wanted, 70), f"F{k + 1}: {wanted:.0f} Hz, found {found.round()}"
 
 
 def test_the_pitch_is_the_speakers():
@@ -71,7 +72,7 @@ def test_the_pitch_is_the_speakers():
         samples = middle_of("AA1", "stop", MAN._replace(pitch=pitch, melody=0.0))
         r = np.correlate(samples, samples, "full")[len(samples) - 1:]
         period = 40 + np.argmax(r[40:250])
-        assert abs(16000 / period / (100 * 2 ** (pitch / 12)) - 1) < 0.12       # an utterance wanders by some 0.7 semitones
+        assert abs(16000 / period / (100 * 2 ** (pitch / 12)) - 1) < 0.12   # utterances wander, by some 0.7 semitones
 
 
 def test_emotions_differ_in_energy_and_pitch_and_rate():
@@ -118,7 +119,7 @@ def test_unlabelled_speech_is_long_enough_and_repeatable():
 
 def test_every_word_has_a_pronunciation_in_superbs_phones():
     assert set(chain(*toy.LEXICON.values())) <= SUPERB_PHONES <= set(toy.PHONES)
-    assert len(set(chain(*toy.LEXICON.values()))) > 50
+    assert len(set(chain(*toy.LEXICON.values()))) >= 50
     tokens = set(chain(*chain(*toy.GRAMMAR.values())))
     assert {token for token in tokens if token[0] != "<"} <= set(toy.LEXICON) | {","}
     assert {token[1:-1] for token in tokens if token[0] == "<"} <= set(toy.GRAMMAR)
@@ -129,7 +130,7 @@ def test_every_word_has_a_pronunciation_in_superbs_phones():
 def test_the_corpus_has_its_sizes(full):
     clips, texts = full
     count = Counter("/".join(clip.path.split("/")[:2]) for clip in clips)
-    assert [count[f"LibriSpeech/{split}"] for split in ("train-clean-100", "dev-clean", "test-clean")] == [600, 100, 250]
+    assert [count[f"LibriSpeech/{name}"] for name in ("train-clean-100", "dev-clean", "test-clean")] == [600, 100, 250]
     assert [count[f"SNIPS/{split}"] for split in ("train", "valid", "test")] == [704, 120, 300]
     assert [len(texts[f"fluent_speech_commands_dataset/data/{split}_data.csv"]) - 1
             for split in ("train", "valid", "test")] == [704, 120, 504]
@@ -175,7 +176,8 @@ def test_trials_are_of_speakers_that_no_training_set_has(full):
     clips, texts = full
     people = {file: {path[:7] for line in texts[f"VoxCeleb1/{file}.txt"] for path in line.split()[1:]}
               for file in ("iden_split", "veri_dev", "veri_test")}
-    assert not people["iden_split"] & people["veri_dev"] and not people["veri_test"] & (people["iden_split"] | people["veri_dev"])
+    assert not people["iden_split"] & people["veri_dev"]
+    assert not people["veri_test"] & (people["iden_split"] | people["veri_dev"])
     folders = {clip.path.split("/")[3] for clip in clips if clip.path.startswith("VoxCeleb1/dev/wav")}
     assert len(folders) == 88 and people["iden_split"] | people["veri_dev"] < folders
     assert all(int(name[2:]) - 10001 in range(1251) for name in people["iden_split"])
@@ -186,14 +188,16 @@ def test_trials_are_of_speakers_that_no_training_set_has(full):
 
 
 def test_no_voice_is_in_two_splits(full):
+    tables = {line.split(",")[1]: split for split in ("train", "valid", "test")
+              for line in full[1][f"fluent_speech_commands_dataset/data/{split}_data.csv"]}
     splits = defaultdict(set)
     for clip in full[0]:
-        parts = clip.path.split("/")
-        part = {"VoxCeleb1": parts[3], "fluent_speech_commands_dataset": parts[-2], "Libri2Mix": parts[3]}.get(parts[0], parts[1])
+        dataset, path = clip.path.split("/", 1)
+        split = {"LibriSpeech": path.split("/")[0], "SNIPS": path.split("/")[0], "IEMOCAP": path.split("/")[0],
+                 "Libri2Mix": path[:20], "VoxCeleb1": path[:13], "fluent_speech_commands_dataset": tables.get(path)}
         for _, speaker, _ in clip.voices:
-            if not parts[0].startswith("speech_commands"):
-                splits[tuple(speaker.scale)].add((parts[0], part))
-    assert all(len(found) == 1 for found in splits.values())
+            splits[tuple(speaker.scale)].add((dataset, split.get(dataset)))
+    assert len(splits) > 1000 and all(len(found) == 1 for found in splits.values())
 
 
 def test_every_intent_occurs_in_training(full):
@@ -214,7 +218,8 @@ def test_vox_clips_are_longer_than_asv_wants(full):
 def test_mixtures_have_silence_one_voice_and_overlap(full):
     _, texts = full
     for split in ("train", "dev", "test"):
-        count, length = defaultdict(lambda: np.zeros(600, int)), dict(map(str.split, texts[f"diarization/{split}/reco2dur"]))
+        length = dict(map(str.split, texts[f"diarization/{split}/reco2dur"]))
+        count = defaultdict(lambda: np.zeros(600, int))
         for name, mix, start, stop in map(str.split, texts[f"diarization/{split}/segments"]):
             count[mix][round(100 * float(start)):round(100 * float(stop))] += 1
         share = sum(np.bincount(frames[:round(100 * float(length[mix]))], minlength=3) for mix, frames in count.items())
@@ -256,22 +261,23 @@ def test_files_are_16_khz_mono_16_bit_and_of_the_real_formats(small):
         info = soundfile.info(path)
         assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
         assert (info.format == "FLAC") == ("LibriSpeech" in path.parts)
-        if "speech_commands" in str(path) and "_background_noise_" not in path.parts:
+        if path.relative_to(small).parts[0].startswith("speech_commands") and path.parent.name != "_background_noise_":
             assert 0.6 <= info.duration <= 1.0
     with wave.open(str(next((small / "SNIPS").rglob("*.wav")))) as file:
         assert file.getparams()[:3] == (1, 2, 16000)
 
 
 def test_the_layouts_are_complete_even_when_small(small):
-    for pattern in """LibriSpeech/train-clean-100/*/*/*.trans.txt LibriSpeech/dev-clean/*/*/*.flac LibriSpeech/test-clean/*/*/*.flac
-            LibriSpeech/librispeech-lexicon-200k-g2p.txt LibriSpeech/librispeech-lexicon-allothers-g2p.txt
-            speech_commands_v0.01/*/*_nohash_0.wav speech_commands_v0.01/_background_noise_/*.wav
-            speech_commands_v0.01/validation_list.txt speech_commands_v0.01/testing_list.txt
-            speech_commands_test_set_v0.01/_unknown_/*.wav speech_commands_test_set_v0.01/_silence_/*.wav
-            VoxCeleb1/dev/wav/id*/*/*.wav VoxCeleb1/test/wav/id*/*/*.wav VoxCeleb1/iden_split.txt VoxCeleb1/veri_test.txt
-            VoxCeleb1/voxceleb1_test_v2.txt VoxCeleb1/veri_dev.txt Libri2Mix/wav16k/max/train-100/mix_both/*.wav
-            Libri2Mix/wav16k/max/dev/mix_both/*.wav Libri2Mix/wav16k/max/test/mix_both/*.wav diarization/train/spk2utt
-            diarization/dev/reco2dur fluent_speech_commands_dataset/data/valid_data.csv SNIPS/valid/Aditi-snips-valid-*.wav
+    for pattern in """LibriSpeech/train-clean-100/*/*/*.trans.txt LibriSpeech/dev-clean/*/*/*.flac
+            LibriSpeech/test-clean/*/*/*.flac LibriSpeech/librispeech-lexicon-200k-g2p.txt
+            LibriSpeech/librispeech-lexicon-allothers-g2p.txt speech_commands_v0.01/*/*_nohash_0.wav
+            speech_commands_v0.01/_background_noise_/*.wav speech_commands_v0.01/validation_list.txt
+            speech_commands_v0.01/testing_list.txt speech_commands_test_set_v0.01/_unknown_/*.wav
+            speech_commands_test_set_v0.01/_silence_/*.wav VoxCeleb1/dev/wav/id*/*/*.wav VoxCeleb1/test/wav/id*/*/*.wav
+            VoxCeleb1/iden_split.txt VoxCeleb1/veri_test.txt VoxCeleb1/voxceleb1_test_v2.txt VoxCeleb1/veri_dev.txt
+            Libri2Mix/wav16k/max/train-100/mix_both/*.wav Libri2Mix/wav16k/max/dev/mix_both/*.wav
+            Libri2Mix/wav16k/max/test/mix_both/*.wav diarization/train/spk2utt diarization/dev/reco2dur
+            fluent_speech_commands_dataset/data/valid_data.csv SNIPS/valid/Aditi-snips-valid-*.wav
             SNIPS/all.iob.snips.txt SNIPS/slots.txt IEMOCAP/Session5/dialog/EmoEvaluation/*.txt""".split():
         assert list(small.glob(pattern)), pattern
     assert not (small / "SNIPS/slots.txt").read_text().endswith("\n")

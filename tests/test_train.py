@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import train
+from batches import Steps, Stream
 from conftest import SMALL, result
 from evaluate import load_run
+from model import TINY, MultiTask, random_encoder
 from scenarios import SETTINGS, Run, requested_runs, with_needs
 from tasks import TASKS
 
@@ -141,3 +143,38 @@ def test_a_killed_run_resumes_to_the_same_bits(root, tmp_path):
     process = _shell(tmp_path / "broken", root, *flags)
     assert process.wait(timeout=60) == 0, process.stdout.read()
     assert _same(tmp_path / "whole" / "mtl-KS+PR+SD", tmp_path / "broken" / "mtl-KS+PR+SD")
+
+
+def _gradients(rank: int, world: int, port: int, root: str, name: str, out: str) -> None:
+    """One process of `world`: the gradient of one step of a task (or of all, "MTL"), averaged over processes, without dropout."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    names = list(TASKS) if name == "MTL" else [name]
+    if world > 1:
+        torch.distributed.init_process_group("gloo")
+    corpora = {task: TASKS[task].read(root, "train") for task in names}
+    torch.manual_seed(0)
+    encoder = random_encoder(TINY, seed=0).requires_grad_(name == "MTL")
+    heads = {task: TASKS[task].head(encoder.dim, corpora[task].classes, 16) for task in names}
+    model = MultiTask(encoder, heads, augment=False).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    net = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    steps = Steps({task: Stream(corpora[task], 4 // world, 0) for task in names}, rank, world)
+    sum(net(steps[1]).values()).backward()
+    if rank == 0:
+        torch.save({key: p.grad for key, p in model.named_parameters() if p.grad is not None}, out)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["MTL", *TASKS])
+def test_two_processes_with_half_the_batch_are_one_process_with_the_whole(root, tmp_path, name):
+    _gradients(0, 1, 0, str(root), name, str(tmp_path / "one.pt"))
+    torch.multiprocessing.spawn(_gradients, (2, 29_600 + os.getpid() % 300, str(root), name, str(tmp_path / "two.pt")), nprocs=2)
+    one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
+    assert one.keys() == two.keys() and one
+    largest = max(g.abs().max() for g in one.values())
+    for key in one:
+        assert (one[key] - two[key]).abs().max() <= 1e-5 * largest, key
