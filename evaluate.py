@@ -32,6 +32,9 @@ def build(config: dict, classes: dict, runs: Path) -> MultiTask:
     other_run = runs / config["encoder"] / "checkpoint.pt"
     encoder = load_encoder(str(other_run) if other_run.exists() else config["encoder"])
     encoder.requires_grad_(config["trains_encoder"])
+    encoder.conv_gradient = config.get("conv_gradient", 0.0)
+    if encoder.conv_gradient == 0:
+        encoder.feature_extractor.requires_grad_(False)
     heads = {name: TASKS[name].head(encoder.dim, classes[name], config["hidden"][name]) for name in config["tasks"]}
     return MultiTask(encoder, heads, config["augment"], config["mask_frames"])
 

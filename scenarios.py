@@ -45,7 +45,8 @@ class Setting:
     transfer_warmup: int = flag(5_000, "(c): updates of warm-up")
     transfer_batch: int = flag(8, "(c): utterances per update, in each process")
     evaluate_every: int = flag(5_000, "(c): updates between two looks at dev")
-    mask_frames: int = flag(40, "SpecAugment: every time mask is shorter than this many frames of 20 ms")
+    mask_frames: int = flag(40, "(b), (c): SpecAugment's time masks are shorter than this many frames of 20 ms; 0 = no SpecAugment")
+    conv_gradient: float = flag(0.1, "(b): the gradient of HuBERT's convolutions is scaled by this; 0 = they stay as they are")
     save_every: int = flag(1_000, "updates between two checkpoints: a kill loses at most these")
     log_every: int = flag(100, "updates between two lines of log.jsonl")
     workers: int = flag(4, "processes that read audio ahead")
@@ -54,8 +55,8 @@ class Setting:
 SETTINGS = {
     "paper": Setting(),
     # DIFFERS from the paper, to be done in minutes: a tiny encoder, so larger rates and batches and far fewer updates.
-    "tiny": Setting(encoder="tiny", mtl_lr=1e-3, mtl_steps=300, mtl_warmup=15, mtl_batch=4, transfer_lr=5e-3, transfer_steps=400,
-                    transfer_warmup=20, transfer_batch=16, evaluate_every=100, mask_frames=10, save_every=100,
+    "tiny": Setting(encoder="tiny", mtl_lr=1e-3, mtl_steps=300, mtl_warmup=15, mtl_batch=2, transfer_lr=2e-3, transfer_steps=400,
+                    transfer_warmup=20, transfer_batch=16, evaluate_every=100, mask_frames=0, conv_gradient=0.0, save_every=100,
                     log_every=10, workers=0),
 }
 
@@ -119,7 +120,7 @@ def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
     """Everything that decides a run's result, as config.json keeps it; a resumed or reused run must agree in all of it."""
     config = {"scenario": run.scenario, "task": run.label, "left_out": run.left_out,
               "tasks": list(run.tasks), "data": str(args.data.resolve()), "setting": args.setting, "seed": args.seed,
-              "fold": args.fold, "encoder": setting.encoder, "precision": args.precision, "mask_frames": setting.mask_frames,
+              "fold": args.fold, "encoder": setting.encoder, "precision": args.precision, "mask_frames": setting.mask_frames or 40,
               "hidden": {name: recipe_of(name, args).hidden for name in run.tasks}, "processes": world_size(),
               "trains_encoder": run.scenario in ("mtl", "leave-one-out")}
     if run.scenario == "ssl":
@@ -127,12 +128,13 @@ def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
         return config | {"lr": setting.head_lr or recipe.lr, "steps": setting.head_steps or recipe.steps, "warmup": None,
                          "batch": {run.tasks[0]: setting.head_batch or recipe.batch}, "augment": recipe.augment,
                          "evaluate_every": recipe.evaluate_every, "clip": recipe.clip, "weight_decay": recipe.weight_decay}
-    config |= {"heads": args.heads, "augment": True, "clip": 1.0, "weight_decay": 0.0}
+    config |= {"heads": args.heads, "augment": setting.mask_frames > 0, "clip": 1.0, "weight_decay": 0.0}
     if run.scenario == "transfer":
         return config | {"encoder": leave_one_out(run.left_out).folder(args).name,
                          "lr": setting.transfer_lr, "steps": setting.transfer_steps, "warmup": setting.transfer_warmup,
                          "batch": {run.left_out: setting.transfer_batch}, "evaluate_every": setting.evaluate_every}
     return config | {"lr": setting.mtl_lr, "steps": setting.mtl_steps, "warmup": setting.mtl_warmup, "weighting": args.weighting,
+                     "conv_gradient": setting.conv_gradient,
                      "batch": {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks},
                      "evaluate_every": None}  # the last checkpoint is the one reported (paper, Section 4.1)
 

@@ -405,8 +405,8 @@ def main() -> None:
             toy.write_corpus(args.data)
         if dist.is_initialized():
             dist.barrier()
-        for seed in args.seed:
-            args.seed = seed
+        seeds = args.seed
+        for args.seed in seeds:
             make_all(with_needs(requested_runs(args), args), args, setting)
         if rank() == 0:
             results = read_results(args.runs)
@@ -415,7 +415,7 @@ def main() -> None:
             print_table(table_rows(table_cells(results), shown))
         if args.scenario == "all" and rank() == 0:
             graphs = Path(__file__).with_name("graphs.py")
-            subprocess.run([sys.executable, graphs, "--runs", args.runs, "--out", "figures"], check=True)
+            subprocess.run([sys.executable, graphs, "--runs", args.runs, "--out", "figures", "--seed", *map(str, seeds)], check=True)
     except (DataError, EncoderError, RunError, OSError) as error:
         if args.debug:
             raise
