@@ -1,11 +1,9 @@
 """Evaluation: a trained run -> one prediction per utterance -> the numbers of Table 1 (paper, Section 4).
 
-    python evaluate.py --run runs/transfer-IC        # score one run again (--split dev for the other set)
-    python evaluate.py --table                       # Table 1 from whatever runs there are; --intervals --markdown --json
-    python evaluate.py --layers                      # which hidden states each task draws on: figures/layers.png
-    python evaluate.py --curves                      # losses and dev scores during training: figures/curves.png
-
-B utterances, T frames (50 Hz), S = L + 1 hidden states, D dimensions.
+    python evaluate.py --run runs/transfer-IC   # score one run again (--split dev for the other set)
+    python evaluate.py --table                  # Table 1 from whatever runs there are; --intervals --markdown --json
+    python evaluate.py --layers                 # which hidden states each task draws on: figures/layers.png
+    python evaluate.py --curves                 # losses and dev scores during training: figures/curves.png
 """
 import argparse
 import json
@@ -28,7 +26,8 @@ from tasks import TASKS, score, summarise
 
 
 def build(config: dict, classes: dict, runs: Path) -> MultiTask:
-    """The model of a run: its encoder, frozen or to be trained, and a new head of `classes[task]` outputs for each of its tasks."""
+    """The model of a run: its encoder, frozen or to be trained, and a new head of `classes[task]` outputs for each of
+    its tasks."""
     other_run = runs / config["encoder"] / "checkpoint.pt"
     encoder = load_encoder(str(other_run) if other_run.exists() else config["encoder"])
     encoder.requires_grad_(config["trains_encoder"])
@@ -45,11 +44,12 @@ def load_run(folder: Path) -> dict:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise EncoderError(f"{path}: not a checkpoint of ours, or a damaged one; delete {folder} to train it again") from error
+        raise EncoderError(f"{path}: not a checkpoint of ours, or damaged; delete {folder} and train again") from error
 
 
 def restore(model: MultiTask, saved: dict) -> None:
-    """Put the weights of a checkpoint into a model: everything but the encoder, and the encoder where the run trained it."""
+    """Put the weights of a checkpoint into a model: everything but the encoder, and the encoder where the run trained
+    it."""
     model.load_state_dict(saved["model"], strict=False)
     if "encoder" in saved:
         model.encoder.load_state_dict(saved["encoder"]["state_dict"])
@@ -67,7 +67,8 @@ def read(name: str, split: str, config: dict, skip_broken: bool = False) -> Corp
 @torch.no_grad()
 def examine(model: MultiTask, corpora: dict[str, Corpus], frozen: dict[str, FrozenFeatures | None], workers: int = 0,
             quiet: bool = False) -> dict[str, list[dict]]:
-    """One row (tasks.score) for every utterance of each task's corpus; longest audio first, so that memory runs out early or never."""
+    """One row (tasks.score) for every utterance of each task's corpus; longest audio first, so that memory runs out
+    early or never."""
     model.eval()
     rows = {}
     for name, corpus in corpora.items():
@@ -89,7 +90,8 @@ def write_result(folder: Path, config: dict, seconds: float, rows: dict[str, lis
     for name, items in rows.items():
         (folder / "predictions" / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     shown = {key: config[key] for key in ("scenario", "task", "left_out", "setting", "seed", "fold", "steps")}
-    result = shown | {"seconds": round(seconds, 1), "metrics": {name: summarise(TASKS[name], items) for name, items in rows.items()}}
+    result = shown | {"seconds": round(seconds, 1), "metrics": {name: summarise(TASKS[name], items) for name,
+                                                                items in rows.items()}}
     temporary = folder / "result.tmp"
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(temporary, folder / "result.json")
@@ -111,7 +113,8 @@ def row_name(result: dict) -> str:
 
 
 def table_cells(results: list[dict], intervals: bool = False) -> dict[str, dict[tuple, tuple]]:
-    """{row: {(task, metric): (percent, low, high)}}; seeds and folds are averaged, and enter the interval (low, high, else None)."""
+    """{row: {(task, metric): (percent, low, high)}}; seeds and folds are averaged, and enter the interval (low, high,
+    else None)."""
     gathered = {}
     for result in results:
         for task, metrics in result["metrics"].items():
@@ -132,9 +135,11 @@ def table_cells(results: list[dict], intervals: bool = False) -> dict[str, dict[
 
 
 def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
-    """Table 1 as text: a heading, then one row per scenario. X = left out, — = not run; + and - = better and worse than (b-1)."""
+    """Table 1 as text: a heading, then one row per scenario. X = left out, — = not run; + and - = better and worse
+    than (b-1)."""
     columns = [(TASKS[name], metric) for name in tasks for metric in TASKS[name].metrics]
-    heading = ["scenario"] + [f"{task.name} {metric.name}{'↓' if metric.lower_is_better else '↑'}" for task, metric in columns]
+    heading = ["scenario"] + [f"{task.name} {metric.name}{'↓' if metric.lower_is_better else '↑'}" for task,
+                              metric in columns]
     order = ["(a) SSL", "(a+) SSL, more steps", *sorted(r for r in cells if r.startswith("(b-1)")),
              *(f"(b-2) all but {name}" for name in TASKS), "(c) transfer"]
     baseline, rows = cells.get("(b-1) MTL all", {}), [heading]
@@ -166,6 +171,8 @@ def print_table(rows: list[list[str]], markdown: bool = False) -> None:
         print("| " + " | ".join(cells) + " |" if markdown else "  ".join(cells))
         if k == 0 and not markdown:
             print("-" * (sum(widths) + 2 * len(widths) - 2))
+    if any(row[0].startswith("(b-2)") for row in rows):
+        print("\nX left out, — not run; + better, - worse than (b-1)")
 
 
 def plot_layers(results: list[dict], out: Path) -> None:
@@ -178,11 +185,13 @@ def plot_layers(results: list[dict], out: Path) -> None:
         saved = torch.load(result["path"] / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
         names.append(result["path"].name)
         weights.append(saved["layer_sum.weights"].softmax(0).numpy())
-    fig, axis = plt.subplots(figsize=(1.5 + 0.55 * max(map(len, weights)), 1.2 + 0.28 * len(names)), layout="constrained")
+    fig, axis = plt.subplots(figsize=(1.5 + 0.55 * max(map(len, weights)), 1.2 + 0.28 * len(names)),
+                             layout="constrained")
     image = axis.imshow(weights, cmap="Blues", vmin=0, aspect="auto")
     for y, row in enumerate(weights):
         for x, w in enumerate(row):
-            axis.text(x, y, f"{w:.2f}"[1:], ha="center", va="center", fontsize=7, color="white" if w > 0.6 * np.max(weights) else "black")
+            axis.text(x, y, f"{w:.2f}"[1:], ha="center", va="center", fontsize=7,
+                      color="white" if w > 0.6 * max(map(max, weights)) else "black")
     axis.set_yticks(range(len(names)), names)
     axis.set_xticks(range(len(weights[0])))
     axis.set_xlabel("hidden state (0 = input of the first transformer layer)")
@@ -197,7 +206,8 @@ def plot_curves(results: list[dict], out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     rows = -(-len(results) // 4)
-    fig, axes = plt.subplots(rows, min(4, len(results)), figsize=(12, 2.3 * rows + 0.5), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(rows, min(4, len(results)), figsize=(12, 2.3 * rows + 0.5), squeeze=False,
+                             layout="constrained")
     for axis in axes.flat[len(results):]:
         axis.set_visible(False)
     for axis, result in zip(axes.flat, results):
@@ -244,14 +254,15 @@ def main() -> None:
         if args.table or args.layers or args.curves:
             results = read_results(args.runs)
             if not results:
-                raise EncoderError(f"{args.runs}: no finished run in this folder; python train.py --help says how to make one")
+                raise EncoderError(f"{args.runs}: no finished run in this folder; python train.py makes one")
     except (OSError, DataError, EncoderError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if args.table and args.json:
         cells = table_cells(results, args.intervals)
         print(json.dumps({row: [{"task": task, "metric": metric, "percent": value, "low": low, "high": high}
-                                for (task, metric), (value, low, high) in columns.items()] for row, columns in cells.items()}, indent=1))
+                                for (task, metric), (value, low, high) in columns.items()] for row,
+                          columns in cells.items()}, indent=1))
     elif args.table:
         print_table(table_rows(table_cells(results, args.intervals), list(TASKS)), args.markdown)
     if args.layers:

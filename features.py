@@ -1,7 +1,7 @@
 """What a frozen encoder says about a corpus: computed once, kept in a file, read back as batches (scenarios a and c).
 
-With a frozen encoder every epoch would repeat the same hours of encoding. Instead each utterance goes through it once, ever; heads
-are then trained on memory-mapped states, at the cost of a few matrix products per step.
+With a frozen encoder every epoch would repeat the same hours of encoding. Instead each utterance goes through it
+once, ever; heads are then trained on memory-mapped states, at the cost of a few matrix products per step.
 
 B utterances, T frames (50 Hz), S = L + 1 hidden states, D dimensions.
 """
@@ -27,8 +27,8 @@ CHUNK_SECONDS = 60   # of padded audio that go through a frozen encoder together
 class FrozenFeatures:
     """The hidden states of a corpus in a memory-mapped file, made by `freeze`.
 
-    A head that is affine up to a mean over time (`head.pools`) needs no more than the mean of each state, (S, D) per utterance: an
-    exact cache (`pooled`; T is 1). The other heads get all frames.
+    A head that is affine up to a mean over time (`head.pools`) needs no more than the mean of each state, (S, D) per
+    utterance: an exact cache (`pooled`; T is 1). The other heads get all frames.
     """
 
     def __init__(self, corpus: Corpus, path: Path):
@@ -43,7 +43,8 @@ class FrozenFeatures:
         crops = [self.first[i] + (seed or 0) % (self.first[i + 1] - self.first[i]) for i, seed in visits]
         frames, starts = self.frames[crops], self.starts[crops]
         if self.pooled:  # all of the same size: a batch is one gather
-            states = self.data.view(-1, self.S, self.D)[starts // (self.S * self.D)].transpose(0, 1).unsqueeze(2)  # (S, B, 1, D)
+            means = self.data.view(-1, self.S, self.D)[starts // (self.S * self.D)]  # (B, S, D)
+            states = means.transpose(0, 1).unsqueeze(2)                              # (S, B, 1, D)
         else:
             states = torch.zeros(self.S, len(visits), int(frames.max()), self.D)
             for b, (start, T) in enumerate(zip(starts.tolist(), frames.tolist())):
@@ -58,15 +59,17 @@ class FrozenFeatures:
             yield self.batch([(i, None) for i in order[k:k + size]])
 
 
-def freeze(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path, room_gb: float, workers: int = 0,
-           quiet: bool = False) -> FrozenFeatures | None:
+def freeze(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path, room_gb: float,
+           workers: int = 0, quiet: bool = False) -> FrozenFeatures | None:
     """Run a frozen encoder once over a corpus and keep its states in `folder`; None if that takes more than `room_gb`.
 
-    Of a training recording longer than the crop, up to 16 random crops are kept, one for each crop length that it holds, and each
-    visit takes one of them. DIFFERS: the released code crops anew at every visit, and so runs the encoder at every visit.
+    Of a training recording longer than the crop, up to 16 random crops are kept, one for each crop length that it
+    holds, and each visit takes one of them. DIFFERS: the released code crops anew at every visit, and so runs the
+    encoder at every visit.
 
-    The file is named by a digest of all that decides its content: the encoder's weights, the audio files (path, size, time) and how
-    they are loaded, the code of model.py and data.py. PR and ASR, which hear the same audio, share a file.
+    The file is named by a digest of all that decides its content: the encoder's weights, the audio files (path, size,
+    time) and how they are loaded, the code of model.py and data.py. PR and ASR, which hear the same audio, share a
+    file.
     """
     cropped = corpus.crop if training else None
     lengths = [min(u.samples, cropped or u.samples) for u in corpus.utterances]
@@ -74,7 +77,8 @@ def freeze(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder
     rows = sum(count * (1 if pooled else frame_count(length)) for count, length in zip(crops, lengths))
     gigabytes = rows * encoder.states * encoder.dim * 4 / 1e9
     if gigabytes > room_gb:
-        tqdm.write(f"{corpus.task}: its features would take {gigabytes:.1f} GB (--cache-gb {room_gb:g}), so the encoder runs at each step")
+        tqdm.write(f"{corpus.task}: its features would take {gigabytes:.1f} GB (--cache-gb {room_gb:g}): "
+                   "the encoder runs at each step")
         return None
     path = folder / f"{_digest(encoder, corpus, training, pooled)}.f32"
     if not path.with_suffix(".json").exists():
@@ -99,9 +103,10 @@ def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> st
 
 
 @torch.no_grad()
-def _write(encoder: Hubert, corpus: Corpus, visits: list[tuple], lengths: list[int], first: list[int], pooled: bool, path: Path,
-           workers: int, title: str, quiet: bool) -> None:
-    """Encode the visits, shortest first, and write their states (S, T, D) one after the other, with an index beside them."""
+def _write(encoder: Hubert, corpus: Corpus, visits: list[tuple], lengths: list[int], first: list[int], pooled: bool,
+           path: Path, workers: int, title: str, quiet: bool) -> None:
+    """Encode the visits, shortest first, and write their states (S, T, D) one after the other, with an index beside
+    them."""
     chunks = [[]]
     for i, seed in visits:
         if (len(chunks[-1]) + 1) * lengths[i] > CHUNK_SECONDS * SAMPLE_RATE and chunks[-1]:
@@ -122,6 +127,7 @@ def _write(encoder: Hubert, corpus: Corpus, visits: list[tuple], lengths: list[i
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    index = {"pooled": pooled, "states": encoder.states, "dim": encoder.dim, "frames": frames, "starts": starts, "first": first}
+    index = {"pooled": pooled, "states": encoder.states, "dim": encoder.dim, "frames": frames, "starts": starts,
+             "first": first}
     temporary.write_text(json.dumps(index))
     os.replace(temporary, path.with_suffix(".json"))  # last: only a complete file has an index

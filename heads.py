@@ -141,9 +141,9 @@ class CTCHead(Head):
 class BLSTMCTCHead(CTCHead):
     """Linear, two bidirectional LSTM layers with dropout after each, Linear, CTC: letters need context.
 
-    A direction is an LSTM of its own, and the backward one reads each utterance from that utterance's last frame, so padding is read by
-    neither before a frame that counts. DIFFERS: the released code packs sequences, which PyTorch runs five times slower on a CPU.
-    """
+    A direction is an LSTM of its own, and the backward one reads each utterance from that utterance's last frame, so
+    padding is read by neither before a frame that counts. DIFFERS: the released code packs sequences, which PyTorch
+    runs five times slower on a CPU. """
 
     def __init__(self, dim: int, classes: int, hidden: int = 1024):
         super().__init__(dim, classes, hidden)

@@ -1,11 +1,10 @@
 """Pretrain the tiny HuBERT of the default setting, as HuBERT is pretrained (Hsu et al. 2021; paper, Section 3.2).
 
-    python pretrain.py                      # synthesises unlabelled speech, trains, writes tiny_hubert.pt
+    python pretrain.py        # synthesises unlabelled speech, trains, writes tiny_hubert.pt and its curve
 
-1. Hours of unlabelled toy speech (`toy.unlabelled`): other speakers and sentences than any task's.
-2. Targets: every 20 ms frame gets the number of its k-means cluster of MFCCs.
-3. Masked prediction: spans of the convolutional features are replaced by one learned vector, and the transformer must say which
-   cluster was there. To do so it has to learn which sounds follow which: that knowledge is what the nine heads later read.
+Targets: hours of unlabelled toy speech are cut in frames of 20 ms, and each gets the number of its k-means cluster of
+MFCCs. Masked prediction: spans of the convolutional features are replaced by one learned vector, and the transformer
+must say which cluster was there. For that it has to learn which sounds follow which, and this the heads later read.
 
 B crops per batch, N samples, T frames (50 Hz), K clusters.
 """
@@ -26,7 +25,8 @@ HOP, WINDOW = 320, 400  # samples between two frames of the convolutions, and sa
 
 
 def mfcc_frames(wave: torch.Tensor) -> torch.Tensor:
-    """13 MFCCs with first and second differences, (N,) -> (T, 39), on exactly the encoder's frames (no centre padding)."""
+    """13 MFCCs with first and second differences, (N,) -> (T, 39), on exactly the encoder's frames (no centre
+    padding)."""
     mfcc = torchaudio.transforms.MFCC(
         16_000, n_mfcc=13, melkwargs={"n_fft": WINDOW, "hop_length": HOP, "center": False, "n_mels": 40})
     static = mfcc(wave)  # (13, T)
@@ -35,7 +35,8 @@ def mfcc_frames(wave: torch.Tensor) -> torch.Tensor:
 
 
 def kmeans(points: torch.Tensor, clusters: int, iterations: int, generator: torch.Generator) -> torch.Tensor:
-    """Lloyd's algorithm: (P, F) points -> (clusters, F) centres, started from random points. An empty cluster keeps its centre."""
+    """Lloyd's algorithm: (P, F) points -> (clusters, F) centres, started from random points. An empty cluster keeps
+    its centre."""
     centres = points[torch.randperm(len(points), generator=generator)[:clusters]].clone()
     for _ in tqdm(range(iterations), desc="k-means", unit="round"):
         nearest = torch.cdist(points, centres).argmin(1)
@@ -82,9 +83,11 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=4.0, help="hours of unlabelled speech to synthesise")
     parser.add_argument("--steps", type=int, default=12_000, help="updates")
     parser.add_argument("--batch", type=int, default=8, help="crops per update")
-    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate: warm-up over 8 %%, then linear to 0")
+    parser.add_argument("--lr", type=float, default=1.5e-3,
+                        help="peak learning rate: warm-up over 8 %%, then linear to 0")
     parser.add_argument("--seed", type=int, default=1, help="of the speech, the clusters, the masks and the weights")
-    parser.add_argument("--out", type=Path, default=Path("tiny_hubert.pt"), help="weights; the curve goes beside them (.jsonl)")
+    parser.add_argument("--out", type=Path, default=Path("tiny_hubert.pt"),
+                        help="weights; the curve goes beside them (.jsonl)")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the matrices are small: a second thread waits more than it works
     torch.manual_seed(args.seed)
@@ -92,14 +95,15 @@ def main() -> None:
 
     waves = [torch.from_numpy(wave) for wave in toy.unlabelled(args.hours * 3600, args.seed)]
     labels = cluster_labels(waves, generator)
-    held_out = max(args.batch, len(waves) // 20)  # the last 5 % are never trained on: their accuracy is the honest curve
+    held_out = max(args.batch, len(waves) // 20)  # the last 5 % are never trained on: the honest curve
     validation = similar_lengths(labels, torch.arange(len(waves) - held_out, len(waves)), args.batch)
 
     sizes = model_file.TINY
     net = torchaudio.models.hubert_pretrain_model(
         **sizes, mask_prob=0.65, mask_selection="static", mask_other=0.0, mask_length=8, no_mask_overlap=False,
         mask_min_space=1, mask_channel_prob=0.0, mask_channel_selection="static", mask_channel_other=0.0,
-        mask_channel_length=10, no_mask_channel_overlap=False, mask_channel_min_space=1, skip_masked=False, skip_nomask=True,
+        mask_channel_length=10, no_mask_channel_overlap=False, mask_channel_min_space=1, skip_masked=False,
+        skip_nomask=True,
         num_classes=CLUSTERS, final_dim=64, feature_grad_mult=None)
     optimizer = torch.optim.Adam(net.parameters(), lr=args.lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
     warmup = max(1, args.steps * 8 // 100)
@@ -126,7 +130,8 @@ def main() -> None:
             with torch.no_grad():
                 batches = (batch_of_crops(waves, labels, b, torch.Generator().manual_seed(0)) for b in validation[::4])
                 scores = torch.tensor([masked_prediction(net, *batch) for batch in batches]).mean(0)
-            curve.append({"step": step, "loss": round(float(scores[0]), 4), "masked_accuracy": round(float(scores[1]), 4),
+            curve.append({"step": step, "loss": round(float(scores[0]), 4),
+                          "masked_accuracy": round(float(scores[1]), 4),
                           "seconds": round(time.time() - started)})
             command = f"python pretrain.py --hours {args.hours} --steps {args.steps} --batch {args.batch} " \
                       f"--lr {args.lr} --seed {args.seed}"

@@ -1,10 +1,10 @@
-"""What the paper's four scenarios are made of (Section 2): the numbers of a training run, and which run builds on which.
+"""What the paper's four scenarios are made of (Section 2): their numbers, and which run builds on which.
 
-    (a)   ssl               HuBERT frozen; the head of one task
-    (b-1) mtl               HuBERT and the heads of all nine tasks, trained together; heads start from (a)
-    (b-2) leave-one-out     the same without one task
-    (c)   transfer          the encoder of (b-2), frozen; the head of the task that it has never seen
-    (a+)  control           the heads of (a) get the updates of (b-1), but HuBERT stays frozen: what is due to more head training alone?
+    (a)   ssl            HuBERT frozen; the head of one task
+    (b-1) mtl            HuBERT and the heads of all nine tasks, trained together; heads start from (a)
+    (b-2) leave-one-out  the same without one task
+    (c)   transfer       the encoder of (b-2), frozen; the head of the task that it has never seen
+    (a+)  control        (b-1) with HuBERT frozen: how much is due to training the heads for longer?
 """
 import argparse
 import os
@@ -31,7 +31,8 @@ def flag(default, text: str):
 
 @dataclass(frozen=True)
 class Setting:
-    """The numbers of a training run; every field is a flag (--mtl-lr 1e-4). The defaults are the paper's (Section 3.3)."""
+    """The numbers of a training run; every field is a flag (--mtl-lr 1e-4). The defaults are the paper's (Section
+    3.3)."""
     encoder: str = flag("hubert_base", "tiny, hubert_base, or a file or folder with HuBERT weights")
     head_lr: float = flag(0.0, "(a): learning rate; 0 = the task's own recipe in tasks.py")
     head_steps: int = flag(0, "(a): updates; 0 = the task's own recipe")
@@ -45,8 +46,8 @@ class Setting:
     transfer_warmup: int = flag(5_000, "(c): updates of warm-up")
     transfer_batch: int = flag(8, "(c): utterances per update, in each process")
     evaluate_every: int = flag(5_000, "(c): updates between two looks at dev")
-    mask_frames: int = flag(40, "(b), (c): SpecAugment's time masks are shorter than this many frames of 20 ms; 0 = no SpecAugment")
-    conv_gradient: float = flag(0.1, "(b): the gradient of HuBERT's convolutions is scaled by this; 0 = they stay as they are")
+    mask_frames: int = flag(40, "(b), (c): SpecAugment's time masks have fewer frames (20 ms) than this; 0 = none")
+    conv_gradient: float = flag(0.1, "(b): scales the gradient of HuBERT's convolutions; 0 = they stay as they are")
     save_every: int = flag(1_000, "updates between two checkpoints: a kill loses at most these")
     log_every: int = flag(100, "updates between two lines of log.jsonl")
     workers: int = flag(4, "processes that read audio ahead")
@@ -55,9 +56,9 @@ class Setting:
 SETTINGS = {
     "paper": Setting(),
     # DIFFERS from the paper, to be done in minutes: a tiny encoder, so larger rates and batches and far fewer updates.
-    "tiny": Setting(encoder="tiny", mtl_lr=1e-3, mtl_steps=300, mtl_warmup=15, mtl_batch=2, transfer_lr=2e-3, transfer_steps=400,
-                    transfer_warmup=20, transfer_batch=16, evaluate_every=100, mask_frames=0, conv_gradient=0.0, save_every=100,
-                    log_every=10, workers=0),
+    "tiny": Setting(encoder="tiny", mtl_lr=1e-3, mtl_steps=300, mtl_warmup=15, mtl_batch=2,
+                    transfer_lr=2e-3, transfer_steps=400, transfer_warmup=20, transfer_batch=16, evaluate_every=100,
+                    mask_frames=0, conv_gradient=0.0, save_every=100, log_every=10, workers=0),
 }
 
 
@@ -117,23 +118,28 @@ def with_needs(runs: list[Run], args: argparse.Namespace) -> list[list[Run]]:
 
 
 def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
-    """Everything that decides a run's result, as config.json keeps it; a resumed or reused run must agree in all of it."""
+    """Everything that decides a run's result, as config.json keeps it; a resumed or reused run must agree in all of
+    it."""
     config = {"scenario": run.scenario, "task": run.label, "left_out": run.left_out,
               "tasks": list(run.tasks), "data": str(args.data.resolve()), "setting": args.setting, "seed": args.seed,
-              "fold": args.fold, "encoder": setting.encoder, "precision": args.precision, "mask_frames": setting.mask_frames or 40,
+              "fold": args.fold, "encoder": setting.encoder, "precision": args.precision,
+              "mask_frames": setting.mask_frames or 40,
               "hidden": {name: recipe_of(name, args).hidden for name in run.tasks}, "processes": world_size(),
               "trains_encoder": run.scenario in ("mtl", "leave-one-out")}
     if run.scenario == "ssl":
         recipe = recipe_of(run.tasks[0], args)
-        return config | {"lr": setting.head_lr or recipe.lr, "steps": setting.head_steps or recipe.steps, "warmup": None,
+        return config | {"lr": setting.head_lr or recipe.lr, "steps": setting.head_steps or recipe.steps,
+                         "warmup": None,
                          "batch": {run.tasks[0]: setting.head_batch or recipe.batch}, "augment": recipe.augment,
-                         "evaluate_every": recipe.evaluate_every, "clip": recipe.clip, "weight_decay": recipe.weight_decay}
+                         "evaluate_every": recipe.evaluate_every, "clip": recipe.clip,
+                         "weight_decay": recipe.weight_decay}
     config |= {"heads": args.heads, "augment": setting.mask_frames > 0, "clip": 1.0, "weight_decay": 0.0}
     if run.scenario == "transfer":
         return config | {"encoder": leave_one_out(run.left_out).folder(args).name,
                          "lr": setting.transfer_lr, "steps": setting.transfer_steps, "warmup": setting.transfer_warmup,
                          "batch": {run.left_out: setting.transfer_batch}, "evaluate_every": setting.evaluate_every}
-    return config | {"lr": setting.mtl_lr, "steps": setting.mtl_steps, "warmup": setting.mtl_warmup, "weighting": args.weighting,
+    return config | {"lr": setting.mtl_lr, "steps": setting.mtl_steps, "warmup": setting.mtl_warmup,
+                     "weighting": args.weighting,
                      "conv_gradient": setting.conv_gradient,
                      "batch": {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks},
                      "evaluate_every": None}  # the last checkpoint is the one reported (paper, Section 4.1)

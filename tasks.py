@@ -10,8 +10,8 @@
                       SF   slots and their values             CTC, BLSTM          slot type F1, slot value CER
     paralinguistics   ER   one of four emotions               mean pooling        accuracy
 
-The training loop, the evaluation and the graphs walk over these records and never ask which task they hold: a tenth task is one
-more row in `TASKS`, plus a reader (data.py), a head (heads.py) or a metric (metrics.py) only where none fits.
+The loop, the evaluation and the graphs walk over these records and never ask which task they hold: a tenth task is
+one more row in `TASKS`, plus a reader (data.py), a head (heads.py) or a metric (metrics.py) only where none fits.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +25,11 @@ from metrics import diarization_counts, edit_counts, eer, ratio, slot_cer_counts
 
 @dataclass(frozen=True)
 class Metric:
-    """One column of Table 1: what an utterance (or a trial) adds to it, and how a corpus of such pairs becomes one number.
+    """One column of Table 1: what an utterance (or a trial) adds to it, and how a corpus of such pairs becomes one
+    number.
 
-    Scoring is one reduction over the corpus, never a mean of batch ratios. DIFFERS: the released code averages the DER of batches.
+    Scoring is one reduction over the corpus, never a mean of batch ratios. DIFFERS: the released code averages the
+    DER of batches.
     """
     name: str               # the key in result.json
     lower_is_better: bool
@@ -81,10 +83,10 @@ SLOT_CER = Metric("cer", True, slot_cer_counts)
 DIARIZATION_ERRORS = Metric("der", True, diarization_counts)
 EQUAL_ERRORS = Metric("eer", True, lambda label, score: (label, score), eer)
 
-# The superb recipes: s3prl/downstream/*/config.yaml as SUPERB ran them (Adam, no schedule, clip 1). SUPERB then tunes the learning
-# rate alone, per encoder and task, on a log scale (--lr); what it chose for HuBERT Base is published for SID only.
-# DIFFERS: where the released code accumulates small batches (SID 4 x 8, ER 8 x 4, PR 2 x 16, SD 4 x 8, ASV 5 x 10) one update here
-# is one batch of the same size: frozen features are cheap to hold.
+# The superb recipes: s3prl/downstream/*/config.yaml as SUPERB ran them (Adam, no schedule, clip 1). SUPERB then tunes
+# the learning rate alone, per encoder and task, on a log scale (--lr); what it chose for HuBERT Base is published for
+# SID only. DIFFERS: where the released code accumulates small batches (SID 4 x 8, ER 8 x 4, PR 2 x 16, SD 4 x 8, ASV
+# 5 x 10) one update here is one batch of the same size: frozen features are cheap to hold.
 TASKS = {task.name: task for task in (
     Task("ASR", "Automatic speech recognition", "content", read_asr, BLSTMCTCHead, (WORD_ERRORS,),
          # Batches of "32" are halved by a rule meant for long audio that every batch meets: 16 it was.
@@ -111,7 +113,8 @@ TASKS = {task.name: task for task in (
          tiny=Recipe(lr=1e-2, steps=1_500, batch=32, evaluate_every=100, hidden=256)),
     Task("ASV", "Automatic speaker verification", "speaker", read_asv, XVectorHead, (EQUAL_ERRORS,),
          # DIFFERS: the released code keeps the checkpoint that is best on the test trials; ours is the best on dev.
-         superb=Recipe(lr=1e-4, steps=200_000, batch=50, evaluate_every=20_000, hidden=512, weight_decay=0.01, clip=1000.0),
+         superb=Recipe(lr=1e-4, steps=200_000, batch=50, evaluate_every=20_000, hidden=512, weight_decay=0.01,
+                       clip=1000.0),
          tiny=Recipe(lr=1e-3, steps=400, batch=16, evaluate_every=100, hidden=128, weight_decay=0.01)),
     Task("SID", "Speaker identification", "speaker", read_sid, ClassifierHead, (ACCURACY,),
          # SUPERB's tuned rate for HuBERT Base is 1e-1, the one that is published; it gives 81.42.
@@ -121,9 +124,11 @@ TASKS = {task.name: task for task in (
 
 
 def score(task: Task, corpus: Corpus, predictions: dict) -> list[dict]:
-    """One row per utterance, or per trial where the corpus has trials: what was right, what was said, what it adds to each metric.
+    """One row per utterance, or per trial where the corpus has trials: what was right, what was said, what it adds to
+    each metric.
 
-    `predictions` maps utterance ids to decoded predictions; for trials these are unit vectors, and a trial's score is their cosine.
+    `predictions` maps utterance ids to decoded predictions; for trials these are unit vectors, and a trial's score is
+    their cosine.
     """
     if corpus.trials:
         embeddings = {name: np.asarray(vector) for name, vector in predictions.items()}  # (D,), unit length

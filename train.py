@@ -3,17 +3,16 @@
     python train.py --scenario ssl --task IC            # (a)   frozen HuBERT, train the head of one task
     python train.py --scenario mtl                      # (b-1) finetune HuBERT on all nine tasks at once
     python train.py --scenario leave-one-out --task IC  # (b-2) the same, without IC
-    python train.py --scenario transfer --task IC       # (c)   freeze the encoder of (b-2), train the head of IC on it
-    python train.py --scenario all                      # every run of Table 1, then the table and the graphs
-    python train.py --scenario control                  # (a+)  the nine heads of (a) get the updates of (b-1), HuBERT stays frozen
+    python train.py --scenario transfer --task IC       # (c)   freeze that encoder, train the head of IC on it
+    python train.py --scenario all                      # all 28 runs of Table 1, then the table and the graphs
+    python train.py --scenario control                  # (a+)  heads get the updates of (b-1), HuBERT stays frozen
 
-What a scenario builds on is made first if it is not there: transfer needs the encoder of leave-one-out, and both start from the heads
-of ssl. Finished runs are reused, interrupted ones go on where they stopped. Without --data everything runs on a synthetic corpus
-with a tiny HuBERT (--setting tiny); with --data DIR on real SUPERB data with HuBERT Base (--setting paper).
+What a scenario builds on is made first if it is not there: transfer needs the encoder of leave-one-out, and both
+start from the heads of ssl. Finished runs are reused, interrupted ones go on where they stopped. Without --data
+everything runs on a synthetic corpus with a tiny HuBERT (--setting tiny); with --data DIR on real SUPERB data with
+HuBERT Base (--setting paper).
 
-Several GPUs, or several machines:  torchrun --nproc_per_node 4 train.py --data DIR --scenario mtl
-
-B utterances per task and step; every other shape lives in model.py and heads.py.
+Several GPUs:  torchrun --nproc_per_node 4 train.py --data DIR --scenario mtl
 """
 import argparse
 import dataclasses
@@ -40,12 +39,14 @@ from tqdm import tqdm
 import toy
 from batches import Steps, Stream
 from data import Corpus, DataError
+from dryrun import dry_run
 from evaluate import (build, examine, load_run, print_table, read, read_results, restore, table_cells, table_rows,
                       write_result)
 from features import FrozenFeatures, freeze
 from model import EncoderError, MultiTask
 from scenarios import SETTINGS, Run, Setting, configure, rank, requested_runs, with_needs, world_size
 from tasks import TASKS, summarise
+from weighting import pcgrad_backward, uncertainty_total
 
 
 class RunError(Exception):
@@ -53,7 +54,8 @@ class RunError(Exception):
 
 
 def lr_scale(step: int, warmup: int | None, steps: int) -> float:
-    """The share of the peak learning rate after `step` updates: linear from 0 up to 1, then linear down to 0 (paper, Section 3.3).
+    """The share of the peak learning rate after `step` updates: linear from 0 up to 1, then linear down to 0 (paper,
+    Section 3.3).
 
     The first update has rate 0, as in the released code. `warmup` None: constant, as SUPERB trains its heads.
     """
@@ -62,66 +64,18 @@ def lr_scale(step: int, warmup: int | None, steps: int) -> float:
     return step / warmup if step < warmup else (steps - step) / (steps - warmup)
 
 
-def uncertainty_total(losses: dict[str, torch.Tensor], log_sigma: torch.Tensor) -> torch.Tensor:
-    """Kendall et al. 2018: sum of loss / sigma^2 + log sigma, with one learned sigma per task: a noisy task gets a wide one.
-
-    DIFFERS: in the released code `.to("cuda")` makes log_sigma a plain tensor that no optimiser moves; here it is a parameter.
-    """
-    return sum(loss / torch.exp(2 * s) + s for loss, s in zip(losses.values(), log_sigma))
-
-
-def pcgrad_backward(losses: dict[str, torch.Tensor], model, step: int) -> None:
-    """Gradient surgery (Yu et al. 2020) instead of `sum(losses).backward()`: fills `.grad` of every trained parameter.
-
-    Each task's gradient of the shared parameters loses its component against any other task's, taken in random order; then they are
-    summed. DIFFERS: the released code averages them, which divides the encoder's gradient by the number of tasks, and projects each
-    weight matrix apart.
-    """
-    shared = [p for p in (*model.encoder.parameters(), *model.layer_sum.parameters()) if p.requires_grad]
-    own = [p for p in model.heads.parameters() if p.requires_grad]
-    rows = []
-    for loss in losses.values():
-        gradients = torch.autograd.grad(loss, shared + own, retain_graph=True, allow_unused=True)
-        rows.append(torch.cat([g.flatten() for g in gradients[:len(shared)]]))
-        for p, g in zip(own, gradients[len(shared):]):
-            if g is not None:
-                p.grad = g if p.grad is None else p.grad + g
-    originals = torch.stack(rows)  # (tasks, shared parameters)
-    if dist.is_initialized():  # conflicts are between tasks, not between processes: average first
-        for tensor in (originals, *(p.grad for p in own)):
-            dist.all_reduce(tensor)
-            tensor /= dist.get_world_size()
-    total = torch.zeros_like(originals[0])
-    order = torch.Generator().manual_seed(step)
-    for i, gradient in enumerate(originals.clone()):
-        for j in torch.randperm(len(rows), generator=order).tolist():
-            against = gradient @ originals[j]
-            if j != i and against < 0:
-                gradient -= against / originals[j].square().sum() * originals[j]
-        total += gradient
-    for p, g in zip(shared, total.split([p.numel() for p in shared])):
-        p.grad = g.view_as(p)
-
-
-def save(path: Path, state: dict) -> None:
-    """Write a checkpoint so that a kill at any moment leaves the old one or the new one, never half of one."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def check_finite(pending: tuple | None, folder: Path) -> None:
-    """Stop the run if the step before went wrong, naming step, tasks and utterances; the checkpoint on disk is still a good one."""
+    """Stop the run if the step before went wrong, naming step, tasks and utterances; the checkpoint on disk is still
+    a good one."""
     if pending is None:
         return
     step, losses, norm, ids = pending
     bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
     if bad or not math.isfinite(norm):
-        raise RunError(f"{folder.name}: the {'loss of ' + ', '.join(bad) if bad else 'gradient'} is not finite at step {step} "
-                       f"(utterances {', '.join(u for name in bad or ids for u in ids[name])}); the last checkpoint is intact: "
+        what = "loss of " + ", ".join(bad) if bad else "gradient"
+        utterances = ", ".join(u for name in bad or ids for u in ids[name])
+        raise RunError(f"{folder.name}: the {what} is not finite at step {step} ({utterances}); "
+                       f"the checkpoint is intact: "
                        f"look at these files, or lower the learning rate in a new --runs folder")
 
 
@@ -132,37 +86,44 @@ def say(text: str) -> None:
 
 
 class Interrupt:
-    """Remembers Ctrl-C and SIGTERM (which Slurm sends before it kills), so that a run stops between two steps and saves first."""
+    """Within `with Interrupt()`, Ctrl-C and SIGTERM (which Slurm sends before it kills) are remembered, so that the
+    loop can save first."""
 
-    def __init__(self):
+    def __enter__(self) -> "Interrupt":
         self.received = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
+        self.before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
-    def _remember(self, number, frame):
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number, frame) -> None:
         self.received = True
 
-    def agreed(self, device) -> bool:
+    def agreed(self, device: torch.device) -> bool:
         """Has any process been asked to stop? Several processes must stop at the same step."""
-        if not dist.is_initialized():
-            return self.received
         flag = torch.tensor(float(self.received), device=device)
-        dist.all_reduce(flag)
+        if dist.is_initialized():
+            dist.all_reduce(flag)
         return bool(flag > 0)
 
 
 def agree_with_disk(folder: Path, config: dict) -> None:
-    """RunError, listing the differences, if the run in this folder was begun with other settings; a new run gets its config.json."""
+    """RunError, listing the differences, if the run in this folder was begun with other settings; a new run gets its
+    config.json."""
     path = folder / "config.json"
     if path.exists():
         known = json.loads(path.read_text())
-        changed = [f"{key} was {known.get(key)} and is {value}" for key, value in config.items() if known.get(key) != value]
+        changed = [f"{key} was {known.get(key)} and is {value}" for key,
+                   value in config.items() if known.get(key) != value]
         if changed:
             raise RunError(f"{folder} was made with other settings ({'; '.join(changed)}); "
                            f"use the old ones, delete the folder, or choose another one with --runs")
     elif rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"versions": {"torch": torch.__version__, "python": sys.version.split()[0]}, "command": shlex.join(sys.argv)}
+        about = {"versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+                 "command": shlex.join(sys.argv)}
         save(path, lambda file: file.write(json.dumps(config | about, indent=1).encode()))
 
 
@@ -176,12 +137,13 @@ def save(path: Path, write) -> None:
     os.replace(temporary, path)
 
 
-def features(corpora: dict[str, Corpus], training: bool, model: MultiTask, config: dict, folder: Path, args, setting: Setting,
-             quiet: bool) -> dict[str, FrozenFeatures | None]:
+def features(corpora: dict[str, Corpus], training: bool, model: MultiTask, config: dict, folder: Path, args,
+             setting: Setting, quiet: bool) -> dict[str, FrozenFeatures | None]:
     """What a frozen encoder says about some corpora, computed once; None for each where the encoder is trained."""
     if not model.encoder.frozen:
         return dict.fromkeys(corpora)
-    # The encoder of (a) serves all tasks and seeds; that of (c) serves this run alone, and its features go when the run is done.
+    # The encoder of (a) serves all tasks and seeds; that of (c) serves this run alone, and its features go when the
+    # run is done.
     cache, found = (folder if config["scenario"] == "transfer" else args.runs) / "cache", {}
     for mine in (rank() == 0, rank() > 0):  # the first process computes, the others then find its file
         for name, corpus in corpora.items() if mine else ():
@@ -193,7 +155,8 @@ def features(corpora: dict[str, Corpus], training: bool, model: MultiTask, confi
 
 
 def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
-    """Make one run: read, build, loop, evaluate on test, write result.json. Goes on from checkpoint.pt where there is one."""
+    """Make one run: read, build, loop, evaluate on test, write result.json. Goes on from checkpoint.pt where there is
+    one."""
     folder, config = run.folder(args), configure(run, args, setting)
     agree_with_disk(folder, config)
     if (folder / "result.json").exists():
@@ -212,17 +175,19 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
         # The paper does not say where the heads of (b) and (c) start; the released code starts them from those of (a).
         for name in run.tasks:
             saved = load_run(Run("ssl", (name,)).folder(args))["model"]
-            model.load_state_dict({key: value for key, value in saved.items() if key.startswith("heads.")}, strict=False)
+            model.load_state_dict({key: value for key, value in saved.items() if key.startswith("heads.")},
+                                  strict=False)
     if weighting == "uncertainty":
         model.log_sigma = torch.nn.Parameter(torch.zeros(len(run.tasks), device=device))
     frozen = {split: features(sets, split == "train", model, config, folder, args, setting, quiet)
               for split, sets in corpora.items()}
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, config["lr"], weight_decay=config["weight_decay"], fused=True)  # decay 0 is Adam
+    optimizer = torch.optim.AdamW(trained, config["lr"], weight_decay=config["weight_decay"],
+                                  fused=True)  # decay 0 is Adam
     net = DistributedDataParallel(model) if dist.is_initialized() and weighting != "pcgrad" else model
 
     # Where an interrupted run stopped.
-    step, best, seconds, pending, dev, interrupt = 0, None, 0.0, None, {}, Interrupt()
+    step, best, seconds, pending, dev = 0, None, 0.0, None, {}
     if path.exists():
         saved = load_run(folder)
         restore(model, saved)
@@ -230,9 +195,10 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
             optimizer.load_state_dict(saved["optimizer"])
         step, best, seconds = saved["step"], saved["best"], saved["seconds"]
         say(f"{folder.name}: going on after step {step}")
-    lines = log_path.read_text().splitlines() if log_path.exists() else []
-    log = open(log_path if rank() == 0 else os.devnull, "w")
-    log.writelines(line + "\n" for line in lines if json.loads(line)["step"] <= step)
+    if log_path.exists() and rank() == 0:  # without the steps that are lost, and a last line that the kill cut off
+        lines = [line + "\n" for line in log_path.read_text().split("\n")[:-1] if json.loads(line)["step"] <= step]
+        save(log_path, lambda file: file.write("".join(lines).encode()))
+    log = open(log_path if rank() == 0 else os.devnull, "a")
 
     streams = {name: Stream(corpus, config["batch"][name], config["seed"], frozen["train"][name])
                for name, corpus in corpora["train"].items()}
@@ -253,57 +219,64 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
         if rank() == 0:
             save(path, lambda file: torch.save(state, file))
 
-    for batches in progress:
-        # Every random number of a step follows from its number: a resumed run draws what an unbroken one would have drawn.
-        torch.manual_seed((config["seed"] * 10_000_019 + step) * 1_009 + rank())
-        for group in optimizer.param_groups:
-            group["lr"] = config["lr"] * lr_scale(step, config["warmup"], config["steps"])
-        model.train()
+    with Interrupt() as interrupt:
+        for batches in progress:
+            # Every random number of a step follows from its number: a resumed run draws what an unbroken one would
+            # have drawn.
+            torch.manual_seed((config["seed"] * 10_000_019 + step) * 1_009 + rank())
+            for group in optimizer.param_groups:
+                group["lr"] = config["lr"] * lr_scale(step, config["warmup"], config["steps"])
+            model.train()
 
-        # One batch of every task, one forward, one backward: the step's loss is the plain sum of the tasks' losses.
-        with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
-            losses = net(batches)
-        if weighting == "pcgrad":
-            pcgrad_backward(losses, model, step)
-        elif weighting == "uncertainty":
-            uncertainty_total(losses, model.log_sigma).backward()
-        else:
-            sum(losses.values()).backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config["clip"])
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
+            # One batch of every task, one forward, one backward: the step's loss is the plain sum of the tasks' losses.
+            with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
+                losses = net(batches)
+            if weighting == "pcgrad":
+                pcgrad_backward(losses, model, step)
+            elif weighting == "uncertainty":
+                uncertainty_total(losses, model.log_sigma).backward()
+            else:
+                sum(losses.values()).backward()
+            norm = torch.nn.utils.clip_grad_norm_(trained, config["clip"])
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
 
-        # Was the step before sound? Asked only now that the next one is on its way, so that a GPU never waits for the answer.
-        check_finite(pending, folder)
-        pending = step, {name: loss.detach() for name, loss in losses.items()}, norm, {name: batch.ids for name, batch in batches.items()}
-        if step % setting.log_every == 0 or step == config["steps"]:
-            values, rate = {name: loss.item() for name, loss in losses.items()}, optimizer.param_groups[0]["lr"]
-            log.write(json.dumps({"step": step, "losses": values, "lr": rate, "seconds": round(time.time() - began, 2)}) + "\n")
-            log.flush()
-            progress.set_postfix(loss=f"{sum(values.values()):.2f}", lr=f"{rate:.1e}", **dev)
+            # Was the step before sound? Asked only now that the next one is on its way, so that a GPU never waits for
+            # the answer.
+            check_finite(pending, folder)
+            losses = {name: loss.detach() for name, loss in losses.items()}
+            pending = step, losses, norm, {name: batch.ids for name, batch in batches.items()}
+            if step % setting.log_every == 0 or step == config["steps"]:
+                values, rate = {name: loss.item() for name, loss in losses.items()}, optimizer.param_groups[0]["lr"]
+                log.write(json.dumps({"step": step, "losses": values, "lr": rate,
+                                      "seconds": round(time.time() - began, 2)}) + "\n")
+                log.flush()
+                progress.set_postfix(loss=f"{sum(values.values()):.2f}", lr=f"{rate:.1e}", **dev)
 
-        # The head of a frozen encoder is judged on dev now and then, and the best one is kept.
-        if config["evaluate_every"] and rank() == 0 and (step % config["evaluate_every"] == 0 or step == config["steps"]):
-            rows = examine(model, corpora["dev"], frozen["dev"], setting.workers, quiet)
-            metrics = summarise(TASKS[run.tasks[0]], rows[run.tasks[0]])
-            first = TASKS[run.tasks[0]].metrics[0]
-            if best is None or first.better(metrics[first.name], best["value"]):
-                best = {"value": metrics[first.name], "step": step, "model": own_state()}
-            dev = {"dev_" + first.name: f"{metrics[first.name]:.1f}"}
-            log.write(json.dumps({"step": step, "dev": metrics}) + "\n")
+            # The head of a frozen encoder is judged on dev now and then, and the best one is kept.
+            last = step == config["steps"]
+            if config["evaluate_every"] and rank() == 0 and (last or step % config["evaluate_every"] == 0):
+                rows = examine(model, corpora["dev"], frozen["dev"], setting.workers, quiet)
+                metrics = summarise(TASKS[run.tasks[0]], rows[run.tasks[0]])
+                first = TASKS[run.tasks[0]].metrics[0]
+                if best is None or first.better(metrics[first.name], best["value"]):
+                    best = {"value": metrics[first.name], "step": step, "model": own_state()}
+                dev = {"dev_" + first.name: f"{metrics[first.name]:.1f}"}
+                log.write(json.dumps({"step": step, "dev": metrics}) + "\n")
 
-        if stop := (step % setting.log_every == 0 or world_size() == 1) and interrupt.agreed(device):
-            checkpoint(optimizer=optimizer.state_dict())
-            raise RunError(f"{folder.name}: stopped after step {step} and saved; the same command goes on from there")
-        if step % setting.save_every == 0:
-            checkpoint(optimizer=optimizer.state_dict())
+            if (step % setting.log_every == 0 or world_size() == 1) and interrupt.agreed(device):
+                checkpoint(optimizer=optimizer.state_dict())
+                raise RunError(f"{folder.name}: stopped after step {step} and saved; the same command goes on from it")
+            if step % setting.save_every == 0:
+                checkpoint(optimizer=optimizer.state_dict())
 
     if best:
         model.load_state_dict(best["model"], strict=False)
     checkpoint()
     if rank() == 0:
-        write_result(folder, config, time.time() - began, examine(model, corpora["test"], frozen["test"], setting.workers, quiet))
+        write_result(folder, config, time.time() - began,
+                     examine(model, corpora["test"], frozen["test"], setting.workers, quiet))
         shutil.rmtree(folder / "cache", ignore_errors=True)
     if dist.is_initialized():
         dist.barrier()
@@ -321,34 +294,47 @@ def task_list(text: str) -> list[str]:
 def arguments() -> argparse.Namespace:
     """The flags; --help teaches the four scenarios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", required=True, choices=("ssl", "mtl", "leave-one-out", "transfer", "all", "control"),
+    parser.add_argument("--scenario", required=True, choices=("ssl", "mtl", "leave-one-out", "transfer", "all",
+                                                              "control"),
                         help="see above")
-    parser.add_argument("--task", nargs="+", choices=tuple(TASKS), metavar="TASK", help=f"one or more of {' '.join(TASKS)}: whose "
+    parser.add_argument("--task", nargs="+", choices=tuple(TASKS), metavar="TASK",
+                        help=f"one or more of {' '.join(TASKS)}: whose "
                         "head (ssl, transfer), which to leave out (leave-one-out); default: each of the nine in turn")
     parser.add_argument("--tasks", type=task_list, metavar="PR,ASR", help="mtl, control: train on these only")
-    parser.add_argument("--data", type=Path, help="folder with the SUPERB datasets (python data.py DIR says what is missing); "
-                        "default: data/toy, a synthetic corpus that is made when it is not there")
-    parser.add_argument("--setting", choices=tuple(SETTINGS), help="tiny: minutes on a laptop, the default without --data; "
+    parser.add_argument("--data", type=Path, help="folder with the SUPERB datasets (python data.py DIR tells what is "
+                        "missing); default: data/toy, a synthetic corpus that is made when it is not there")
+    parser.add_argument("--setting", choices=tuple(SETTINGS),
+                        help="tiny: minutes on a laptop, the default without --data; "
                         "paper: HuBERT Base and the paper's numbers, the default with it")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for checkpoints, logs and results")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="of weights, batches and masks; several: one after another")
-    parser.add_argument("--fold", type=int, default=1, choices=range(1, 6), help="ER's test session; the paper reports fold 1")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0],
+                        help="of weights, batches and masks; several: one after another")
+    parser.add_argument("--fold", type=int, default=1, choices=range(1, 6),
+                        help="ER's test session; the paper reports fold 1")
     parser.add_argument("--heads", choices=("ssl", "fresh"), default="ssl",
-                        help="where the heads of (b) and (c) start: from those of (a), as in the released code, or from new ones")
+                        help="where the heads of (b) and (c) start: those of (a), as in the released code, or fresh")
     parser.add_argument("--weighting", choices=("sum", "uncertainty", "pcgrad"), default="sum",
-                        help="(b): how nine losses become one step: plain sum (the paper), learned weights, or gradient surgery")
+                        help="(b): how nine losses become one step: sum (the paper), learned weights, gradient surgery")
     parser.add_argument("--lr", type=float, help="learning rate of the scenario that is asked for, over all others")
     parser.add_argument("--steps", type=int, help="updates of the scenario that is asked for, over all others")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="bf16: autocast, losses in fp32; the default on a GPU")
+    parser.add_argument("--precision", choices=("fp32", "bf16"),
+                        help="bf16: autocast, losses in fp32; the default on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    parser.add_argument("--cache-gb", type=float, default=50, help="room for the features of one frozen corpus on disk, in GB")
-    parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core for a tiny encoder on the CPU, else 1")
-    parser.add_argument("--skip-broken", action="store_true", help="leave unreadable audio files out, count and list them")
-    parser.add_argument("--yes-i-mean-it", action="store_true", help="allow a learning rate that wipes out a pretrained encoder")
+    parser.add_argument("--cache-gb", type=float, default=50,
+                        help="room for the features of one frozen corpus on disk, in GB")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core (tiny encoder, CPU), else 1")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="try one step of everything and estimate the whole; trains nothing")
+    parser.add_argument("--skip-broken", action="store_true",
+                        help="leave unreadable audio files out, count and list them")
+    parser.add_argument("--yes-i-mean-it", action="store_true",
+                        help="allow a learning rate that wipes out a pretrained encoder")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    paper, tiny = SETTINGS["paper"], SETTINGS["tiny"]
     for item in dataclasses.fields(Setting):
-        parser.add_argument("--" + item.name.replace("_", "-"), type=item.type, metavar="X", help=f"{item.metadata['help']} "
-                            f"(paper: {getattr(SETTINGS['paper'], item.name)}, tiny: {getattr(SETTINGS['tiny'], item.name)})")
+        defaults = f"(paper: {getattr(paper, item.name)}, tiny: {getattr(tiny, item.name)})"
+        parser.add_argument("--" + item.name.replace("_", "-"), type=item.type, metavar="X",
+                            help=f"{item.metadata['help']} {defaults}")
     args = parser.parse_args()
     args.setting = args.setting or ("paper" if args.data else "tiny")
     args.data = args.data or Path("data/toy")
@@ -358,7 +344,8 @@ def arguments() -> argparse.Namespace:
 
 def setting_of(args) -> Setting:
     """The chosen setting with the flags applied."""
-    given = {item.name: getattr(args, item.name) for item in dataclasses.fields(Setting) if getattr(args, item.name) is not None}
+    names = [item.name for item in dataclasses.fields(Setting)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     stage = {"ssl": "head", "transfer": "transfer"}.get(args.scenario, "mtl")
     given |= {f"{stage}_lr": args.lr} if args.lr else {}
     given |= {f"{stage}_steps": args.steps} if args.steps else {}
@@ -382,7 +369,8 @@ def make_all(stages: list[list[Run]], args, setting: Setting) -> None:
                 train(run, args, setting)  # checks that it was made with these settings
         done += len(stage) - len(waiting)
         if len(waiting) > 1 and jobs > 1:
-            with ProcessPoolExecutor(min(jobs, len(waiting)), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            with ProcessPoolExecutor(min(jobs, len(waiting)), get_context("spawn"), torch.set_num_threads,
+                                     (1,)) as pool:
                 futures = [pool.submit(train, run, args, setting, True) for run in waiting]
                 names = ", ".join(run.folder(args).name for run in waiting[:3]) + (", ..." if len(waiting) > 3 else "")
                 for future in tqdm(as_completed(futures), f"{names} ({jobs} at a time)", len(futures), unit="run"):
@@ -406,6 +394,9 @@ def main() -> None:
         if dist.is_initialized():
             dist.barrier()
         seeds = args.seed
+        if args.dry_run:
+            args.seed = seeds[0]
+            return dry_run(args, setting)
         for args.seed in seeds:
             make_all(with_needs(requested_runs(args), args), args, setting)
         if rank() == 0:
@@ -415,12 +406,16 @@ def main() -> None:
             print_table(table_rows(table_cells(results), shown))
         if args.scenario == "all" and rank() == 0:
             graphs = Path(__file__).with_name("graphs.py")
-            subprocess.run([sys.executable, graphs, "--runs", args.runs, "--out", "figures", "--seed", *map(str, seeds)], check=True)
+            subprocess.run([sys.executable, graphs, "--runs", args.runs, "--out", "figures", "--seed",
+                            *map(str, seeds)], check=True)
     except (DataError, EncoderError, RunError, OSError) as error:
         if args.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

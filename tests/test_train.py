@@ -74,7 +74,8 @@ def test_mtl_trains_all_nine_and_a_second_call_reuses_it(run_train, nine_heads, 
 
 
 def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, nine_heads):
-    run_train(nine_heads, "--scenario", "mtl", "--tasks", "KS,IC", "--weighting", "uncertainty", "--mtl-steps", "4")
+    run_train(nine_heads, "--scenario", "mtl", "--tasks", "KS,IC", "--weighting", "uncertainty", "--mtl-steps", "4",
+              "--conv-gradient", "0.1")
     run_train(nine_heads, "--scenario", "control")
     assert "encoder" not in load_run(nine_heads / "control-all")
     saved, start = load_run(nine_heads / "mtl-KS+IC"), train.build(json.loads(
