@@ -38,7 +38,8 @@ class Stream:
         """An epoch's utterances: in random order, but with batches of similar length, so that little is padded."""
         rng, total = np.random.default_rng([self.seed, epoch, *self.corpus.task.encode()]), len(self.lengths)
         order = rng.choice(total, total, p=self.chances) if self.corpus.balanced else rng.permutation(total)
-        rest = order[-epoch * total % size:]  # what comes before completes the last batch of the epoch before
+        borrowed = -epoch * total % size  # utterances that complete the last batch of the epoch before
+        rest = order[borrowed:]
         for start in range(0, len(rest), 50 * size):
             window = rest[start:start + 50 * size]
             window[:] = window[np.argsort(self.lengths[window], kind="stable")]
@@ -79,6 +80,11 @@ class Chunks(Dataset):
 
     def __getitem__(self, k: int) -> Batch:
         return collate(self.corpus, self.visits[k])
+
+
+def as_is(batch):
+    """What a loader makes of a batch: nothing. The default one looks through every target for arrays, at each step."""
+    return batch
 
 
 def sorted_batches(corpus: Corpus, seconds: float = 60) -> list[list[int]]:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from batches import Chunks, sorted_batches
+from batches import Chunks, as_is, sorted_batches
 from data import Corpus, DataError
 from features import FrozenFeatures
 from metrics import bootstrap
@@ -76,7 +76,7 @@ def examine(model: MultiTask, corpora: dict[str, Corpus], frozen: dict[str, Froz
             batches = frozen[name].all_batches()
         else:
             chunks = [[(i, None) for i in chunk] for chunk in reversed(sorted_batches(corpus))]
-            loader = DataLoader(Chunks(corpus, chunks), batch_size=None, num_workers=workers)
+            loader = DataLoader(Chunks(corpus, chunks), batch_size=None, num_workers=workers, collate_fn=as_is)
             batches = tqdm(loader, f"{name}: predicting", unit="batch", leave=False, disable=quiet, delay=1)
         predictions = {utterance: corpus.decode(output)
                        for batch in batches for utterance, output in zip(batch.ids, model.predict(name, batch))}
@@ -85,13 +85,13 @@ def examine(model: MultiTask, corpora: dict[str, Corpus], frozen: dict[str, Froz
 
 
 def write_result(folder: Path, config: dict, seconds: float, rows: dict[str, list[dict]]) -> dict:
-    """predictions/<TASK>.jsonl, then result.json of a finished run; its presence says that the run  is done."""
+    """predictions/<TASK>.jsonl, then result.json of a finished run; its presence says that the run is done."""
     (folder / "predictions").mkdir(exist_ok=True)
     for name, items in rows.items():
         (folder / "predictions" / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     shown = {key: config[key] for key in ("scenario", "task", "left_out", "setting", "seed", "fold", "steps")}
-    result = shown | {"seconds": round(seconds, 1), "metrics": {name: summarise(TASKS[name], items) for name,
-                                                                items in rows.items()}}
+    result = shown | {"seconds": round(seconds, 1), "metrics": {
+        name: summarise(TASKS[name], items) for name, items in rows.items()}}
     temporary = folder / "result.tmp"
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(temporary, folder / "result.json")
@@ -138,8 +138,8 @@ def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
     """Table 1 as text: a heading, then one row per scenario. X = left out, — = not run; + and - = better and worse
     than (b-1)."""
     columns = [(TASKS[name], metric) for name in tasks for metric in TASKS[name].metrics]
-    heading = ["scenario"] + [f"{task.name} {metric.name}{'↓' if metric.lower_is_better else '↑'}" for task,
-                              metric in columns]
+    heading = ["scenario"] + [f"{task.name} {metric.name}{'↓' if metric.lower_is_better else '↑'}"
+                              for task, metric in columns]
     order = ["(a) SSL", "(a+) SSL, more steps", *sorted(r for r in cells if r.startswith("(b-1)")),
              *(f"(b-2) all but {name}" for name in TASKS), "(c) transfer"]
     baseline, rows = cells.get("(b-1) MTL all", {}), [heading]
@@ -261,8 +261,8 @@ def main() -> None:
     if args.table and args.json:
         cells = table_cells(results, args.intervals)
         print(json.dumps({row: [{"task": task, "metric": metric, "percent": value, "low": low, "high": high}
-                                for (task, metric), (value, low, high) in columns.items()] for row,
-                          columns in cells.items()}, indent=1))
+                                for (task, metric), (value, low, high) in columns.items()]
+                          for row, columns in cells.items()}, indent=1))
     elif args.table:
         print_table(table_rows(table_cells(results, args.intervals), list(TASKS)), args.markdown)
     if args.layers:

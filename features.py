@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from batches import Chunks
+from batches import Chunks, as_is
 from data import SAMPLE_RATE, Corpus
 from model import FrozenBatch, Hubert, frame_count
 
 MOST_CROPS = 16      # of one long training recording
-CHUNK_SECONDS = 60   # of padded audio that go through a frozen encoder together
+CHUNK_SECONDS = 20   # of padded audio that go through a frozen encoder together
 
 
 class FrozenFeatures:
@@ -114,7 +114,7 @@ def _write(encoder: Hubert, corpus: Corpus, visits: list[tuple], lengths: list[i
         chunks[-1].append((i, seed))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, device = path.with_suffix(f".{os.getpid()}.tmp"), next(encoder.parameters()).device
-    loader = DataLoader(Chunks(corpus, chunks), batch_size=None, num_workers=workers)
+    loader = DataLoader(Chunks(corpus, chunks), batch_size=None, num_workers=workers, collate_fn=as_is)
     frames, starts, written = [0] * first[-1], [0] * first[-1], 0
     with open(temporary, "wb") as file:
         for chunk, batch in zip(chunks, tqdm(loader, title, unit="batch", leave=False, disable=quiet, delay=1)):

@@ -30,7 +30,7 @@ TINY = BASE | {  # 0.9 M parameters
     "encoder_embed_dim": 128, "encoder_num_layers": 4, "encoder_num_heads": 4, "encoder_ff_interm_features": 512,
     "encoder_pos_conv_kernel": 32, "encoder_pos_conv_groups": 8, "encoder_projection_dropout": 0.05,
     "encoder_dropout": 0.05, "encoder_attention_dropout": 0.0}  # else a CPU's attention takes 7 times as long
-# Replaces a data.Batch that a frozen encoder has already heard: its states (L+1, B, T, D) and frames (B,).
+# Replaces a batches.Batch that a frozen encoder has already heard: its states (L+1, B, T, D) and frames (B,).
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 
 
@@ -257,7 +257,7 @@ class MultiTask(nn.Module):
         self.train()  # the encoder came in evaluation mode
 
     def forward(self, batches: dict) -> dict[str, Tensor]:
-        """{task: data.Batch or FrozenBatch} -> {task: loss}; every process must name the same tasks in one order."""
+        """{task: batches.Batch or FrozenBatch} -> {task: loss}; every process must name the same tasks in one order."""
         losses = {}
         for task, (features, frames) in self._encode(batches).items():
             if self.training and self.augment:

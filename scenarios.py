@@ -123,7 +123,7 @@ def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
     config = {"scenario": run.scenario, "task": run.label, "left_out": run.left_out,
               "tasks": list(run.tasks), "data": str(args.data.resolve()), "setting": args.setting, "seed": args.seed,
               "fold": args.fold, "encoder": setting.encoder, "precision": args.precision,
-              "mask_frames": setting.mask_frames or 40,
+              "mask_frames": setting.mask_frames,
               "hidden": {name: recipe_of(name, args).hidden for name in run.tasks}, "processes": world_size(),
               "trains_encoder": run.scenario in ("mtl", "leave-one-out")}
     if run.scenario == "ssl":

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import toy
-from batches import Steps, Stream
+from batches import Steps, Stream, as_is
 from data import Corpus, DataError
 from dryrun import dry_run
 from evaluate import (build, examine, load_run, print_table, read, read_results, restore, table_cells, table_rows,
@@ -115,8 +115,8 @@ def agree_with_disk(folder: Path, config: dict) -> None:
     path = folder / "config.json"
     if path.exists():
         known = json.loads(path.read_text())
-        changed = [f"{key} was {known.get(key)} and is {value}" for key,
-                   value in config.items() if known.get(key) != value]
+        changed = [f"{key} was {known.get(key)} and is {value}"
+                   for key, value in config.items() if known.get(key) != value]
         if changed:
             raise RunError(f"{folder} was made with other settings ({'; '.join(changed)}); "
                            f"use the old ones, delete the folder, or choose another one with --runs")
@@ -203,7 +203,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     streams = {name: Stream(corpus, config["batch"][name], config["seed"], frozen["train"][name])
                for name, corpus in corpora["train"].items()}
     loader = DataLoader(Steps(streams, rank(), world_size()), batch_size=None, sampler=range(step, config["steps"]),
-                        num_workers=0 if all(frozen["train"].values()) else setting.workers)
+                        num_workers=0 if all(frozen["train"].values()) else setting.workers, collate_fn=as_is)
     progress = tqdm(loader, desc=folder.name, initial=step, total=config["steps"], unit="step", disable=quiet)
     began = time.time() - seconds
 
@@ -219,6 +219,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
         if rank() == 0:
             save(path, lambda file: torch.save(state, file))
 
+    model.train()
     with Interrupt() as interrupt:
         for batches in progress:
             # Every random number of a step follows from its number: a resumed run draws what an unbroken one would
@@ -226,7 +227,6 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
             torch.manual_seed((config["seed"] * 10_000_019 + step) * 1_009 + rank())
             for group in optimizer.param_groups:
                 group["lr"] = config["lr"] * lr_scale(step, config["warmup"], config["steps"])
-            model.train()
 
             # One batch of every task, one forward, one backward: the step's loss is the plain sum of the tasks' losses.
             with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
@@ -258,6 +258,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
             last = step == config["steps"]
             if config["evaluate_every"] and rank() == 0 and (last or step % config["evaluate_every"] == 0):
                 rows = examine(model, corpora["dev"], frozen["dev"], setting.workers, quiet)
+                model.train()
                 metrics = summarise(TASKS[run.tasks[0]], rows[run.tasks[0]])
                 first = TASKS[run.tasks[0]].metrics[0]
                 if best is None or first.better(metrics[first.name], best["value"]):
@@ -307,6 +308,7 @@ def arguments() -> argparse.Namespace:
                         help="tiny: minutes on a laptop, the default without --data; "
                         "paper: HuBERT Base and the paper's numbers, the default with it")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for checkpoints, logs and results")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="all: folder for the graphs")
     parser.add_argument("--seed", type=int, nargs="+", default=[0],
                         help="of weights, batches and masks; several: one after another")
     parser.add_argument("--fold", type=int, default=1, choices=range(1, 6),
@@ -406,7 +408,7 @@ def main() -> None:
             print_table(table_rows(table_cells(results), shown))
         if args.scenario == "all" and rank() == 0:
             graphs = Path(__file__).with_name("graphs.py")
-            subprocess.run([sys.executable, graphs, "--runs", args.runs, "--out", "figures", "--seed",
+            subprocess.run([sys.executable, graphs, "--runs", args.runs, "--out", args.out, "--seed",
                             *map(str, seeds)], check=True)
     except (DataError, EncoderError, RunError, OSError) as error:
         if args.debug:

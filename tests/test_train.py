@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import train
-from batches import Steps, Stream
+from batches import Steps, Stream, collate
 from conftest import SMALL, result
 from evaluate import load_run
 from model import TINY, MultiTask, random_encoder
 from scenarios import SETTINGS, Run, requested_runs, with_needs
 from tasks import TASKS
+from weighting import pcgrad_backward
 
 ROOT = Path(__file__).parent.parent
 
@@ -146,36 +147,69 @@ def test_a_killed_run_resumes_to_the_same_bits(root, tmp_path):
     assert _same(tmp_path / "whole" / "mtl-KS+PR+SD", tmp_path / "broken" / "mtl-KS+PR+SD")
 
 
-def _gradients(rank: int, world: int, port: int, root: str, name: str, out: str) -> None:
-    """One process of `world`: the gradient of one step of a task (or of all, "MTL"), averaged over processes, without dropout."""
+def _gradients(rank: int, world: int, port: int, root: str, out: str) -> None:
+    """One process of `world`: for MTL and for each frozen task, the gradient of one step, without dropout, over all processes."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    names = list(TASKS) if name == "MTL" else [name]
     if world > 1:
         torch.distributed.init_process_group("gloo")
-    corpora = {task: TASKS[task].read(root, "train") for task in names}
-    torch.manual_seed(0)
-    encoder = random_encoder(TINY, seed=0).requires_grad_(name == "MTL")
-    heads = {task: TASKS[task].head(encoder.dim, corpora[task].classes, 16) for task in names}
-    model = MultiTask(encoder, heads, augment=False).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    net = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    steps = Steps({task: Stream(corpora[task], 4 // world, 0) for task in names}, rank, world)
-    sum(net(steps[1]).values()).backward()
+    corpora, found = {name: TASKS[name].read(root, "train") for name in TASKS}, {}
+    for case in ("MTL", *TASKS):
+        names = list(TASKS) if case == "MTL" else [case]
+        torch.manual_seed(0)
+        encoder = random_encoder(TINY, seed=0).requires_grad_(case == "MTL")
+        heads = {name: TASKS[name].head(encoder.dim, corpora[name].classes, 16) for name in names}
+        model = MultiTask(encoder, heads, augment=False).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        net = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
+        steps = Steps({name: Stream(corpora[name], 4 // world, 0) for name in names}, rank, world)
+        sum(net(steps[1]).values()).backward()
+        found[case] = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
     if rank == 0:
-        torch.save({key: p.grad for key, p in model.named_parameters() if p.grad is not None}, out)
+        torch.save(found, out)
     if world > 1:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["MTL", *TASKS])
-def test_two_processes_with_half_the_batch_are_one_process_with_the_whole(root, tmp_path, name):
-    _gradients(0, 1, 0, str(root), name, str(tmp_path / "one.pt"))
-    torch.multiprocessing.spawn(_gradients, (2, 29_600 + os.getpid() % 300, str(root), name, str(tmp_path / "two.pt")), nprocs=2)
-    one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
+@pytest.fixture(scope="module")
+def one_and_two(root, tmp_path_factory):
+    """The gradients that one process finds with a batch of four, and two processes with a batch of two."""
+    folder = tmp_path_factory.mktemp("gradients")
+    for world in (1, 2):
+        torch.multiprocessing.spawn(_gradients, (world, 29_600 + os.getpid() % 300, str(root), str(folder / f"{world}.pt")),
+                                    nprocs=world)
+    return torch.load(folder / "1.pt"), torch.load(folder / "2.pt")
+
+
+@pytest.mark.parametrize("case", ["MTL", *TASKS])
+def test_two_processes_with_half_the_batch_are_one_process_with_the_whole(one_and_two, case):
+    one, two = one_and_two[0][case], one_and_two[1][case]
     assert one.keys() == two.keys() and one
-    largest = max(g.abs().max() for g in one.values())
+    largest = max(gradient.abs().max() for gradient in one.values())
     for key in one:
         assert (one[key] - two[key]).abs().max() <= 1e-5 * largest, key
+
+
+def test_gradient_surgery_leaves_no_conflict_of_two_tasks(root):
+    corpora = {name: TASKS[name].read(str(root), "train") for name in ("KS", "PR")}
+    torch.manual_seed(0)
+    encoder = random_encoder(TINY, seed=0)
+    model = MultiTask(encoder, {name: TASKS[name].head(encoder.dim, c.classes, 16) for name, c in corpora.items()}, augment=False)
+    model.eval()  # no dropout; the gradient is the same otherwise
+    batches = {name: collate(corpus, [(0, 0), (1, 1)]) for name, corpus in corpora.items()}
+    shared = [p for p in (*encoder.parameters(), *model.layer_sum.parameters())]
+
+    def gradient(loss):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)])
+
+    g, h = (gradient(loss) for loss in model(batches).values())
+    if g @ h > 0:  # make a conflict, if the two tasks happen to agree
+        model.heads["PR"].output.weight.data *= -1
+        g, h = (gradient(loss) for loss in model(batches).values())
+    expected = g + h if g @ h > 0 else g - (g @ h) / (h @ h) * h + h - (g @ h) / (g @ g) * g
+    pcgrad_backward(model(batches), model, step=0)
+    found = torch.cat([p.grad.flatten() for p in shared])
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-3)
+    assert all(p.grad is not None for p in model.heads.parameters())
