@@ -44,6 +44,8 @@ EMOTIONS = ["neu", "hap", "ang", "sad"]
 VOICES = {"train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
           "dev": ("Aditi", "Amy", "Geraint", "Nicole"), "test": ("Brian", "Emma", "Raveena", "Russell")}
 
+SEE_READER = "", None, (), "see its reader"  # for a task that is not SUPERB's
+
 class DataError(Exception):
     """Bad data. The message is one sentence: `<task>: <what> in <file>; <what to do>`."""
 
@@ -148,7 +150,7 @@ def _check(ok, problem: str) -> None:
 def _need(task: str, root, *names: str) -> Path:
     """The first of the paths root/name that exists."""
     found = [Path(root, name) for name in names if Path(root, name).exists()]
-    _check(found, f"{task}: nothing called {' or '.join(names)} in {root}; {DATASETS[task][3]}")
+    _check(found, f"{task}: nothing called {' or '.join(names)} in {root}; {DATASETS.get(task, SEE_READER)[3]}")
     return found[0]
 
 def _rows(task: str, file: Path, pattern: str):
@@ -185,7 +187,7 @@ def _filled(corpus: Corpus, root, rows, skip_broken: bool, ctc=False) -> Corpus:
             kept.append(Utterance(id, str(path), target, reference, samples))
         else:
             skipped.append(f"{id} is too short: {samples} samples make {max(frames, 0)} frames, {needed} are needed")
-    _check(kept, f"{task}: no usable utterance in {root}; {DATASETS[task][3]}")
+    _check(kept, f"{task}: no usable utterance in {root}; {DATASETS.get(task, SEE_READER)[3]}")
     return replace(corpus, utterances=kept, skipped=tuple(skipped))
 
 def _librispeech(task: str, root, split: str):

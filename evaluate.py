@@ -24,7 +24,6 @@ from model import EncoderError, MultiTask, load_encoder
 from tasks import TASKS, score, summarise
 
 
-
 def build(config: dict, classes: dict, runs: Path) -> MultiTask:
     """The model of a run: its encoder, frozen or to be trained, and a new head of `classes[task]` outputs for each of
     its tasks."""
@@ -50,7 +49,10 @@ def load_run(folder: Path) -> dict:
 def restore(model: MultiTask, saved: dict) -> None:
     """Put the weights of a checkpoint into a model: everything but the encoder, and the encoder where the run trained
     it."""
-    model.load_state_dict(saved["model"], strict=False)
+    found = model.load_state_dict(saved["model"], strict=False)
+    missing = [name for name in found.missing_keys if not name.startswith("encoder.")]
+    if missing or set(found.unexpected_keys) - {"log_sigma"}:
+        raise EncoderError(f"checkpoint: {[*missing, *found.unexpected_keys]} do not fit the run's config.json")
     if "encoder" in saved:
         model.encoder.load_state_dict(saved["encoder"]["state_dict"])
 
@@ -67,8 +69,10 @@ def read(name: str, split: str, config: dict, skip_broken: bool = False) -> Corp
 @torch.no_grad()
 def examine(model: MultiTask, corpora: dict[str, Corpus], frozen: dict[str, FrozenFeatures | None], workers: int = 0,
             quiet: bool = False) -> dict[str, list[dict]]:
-    """One row (tasks.score) for every utterance of each task's corpus; longest audio first, so that memory runs out
-    early or never."""
+    """One row (tasks.score) for every utterance of each task's corpus. The model is left in evaluation mode.
+
+    Where the encoder runs, the longest audio comes first, so that memory runs out early or never.
+    """
     model.eval()
     rows = {}
     for name, corpus in corpora.items():
@@ -108,7 +112,8 @@ def read_results(runs: Path) -> list[dict]:
 
 def row_name(result: dict) -> str:
     """The row of Table 1 that a run belongs to."""
-    return {"ssl": "(a) SSL", "control": "(a+) SSL, more steps", "mtl": f"(b-1) MTL {result['task']}",
+    some = "" if result["task"] == "all" else f" {result['task']}"
+    return {"ssl": "(a) SSL", "control": f"(a+) SSL, more steps{some}", "mtl": f"(b-1) MTL{some or ' all'}",
             "leave-one-out": f"(b-2) all but {result['left_out']}", "transfer": "(c) transfer"}[result["scenario"]]
 
 
@@ -140,7 +145,7 @@ def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
     columns = [(TASKS[name], metric) for name in tasks for metric in TASKS[name].metrics]
     heading = ["scenario"] + [f"{task.name} {metric.name}{'↓' if metric.lower_is_better else '↑'}"
                               for task, metric in columns]
-    order = ["(a) SSL", "(a+) SSL, more steps", *sorted(r for r in cells if r.startswith("(b-1)")),
+    order = ["(a) SSL", *sorted(r for r in cells if r.startswith(("(a+)", "(b-1)"))),
              *(f"(b-2) all but {name}" for name in TASKS), "(c) transfer"]
     baseline, rows = cells.get("(b-1) MTL all", {}), [heading]
     for row in order:
@@ -214,7 +219,9 @@ def plot_curves(results: list[dict], out: Path) -> None:
         lines = [json.loads(line) for line in open(result["path"] / "log.jsonl")]
         for name in result["metrics"]:
             points = [(line["step"], line["losses"][name]) for line in lines if name in line.get("losses", {})]
-            axis.plot(*zip(*points), linewidth=0.8, label=f"{name} loss")
+            steps, losses = zip(*points)
+            smooth = [sum(losses[max(0, k - 9):k + 1]) / min(10, k + 1) for k in range(len(losses))]
+            axis.plot(steps, smooth, linewidth=1, label=name)
         dev = [(line["step"], next(iter(line["dev"].values()))) for line in lines if "dev" in line]
         if dev:
             other = axis.twinx()
@@ -222,8 +229,9 @@ def plot_curves(results: list[dict], out: Path) -> None:
             other.set_ylabel("dev, %", fontsize=7)
         axis.set_title(result["path"].name, fontsize=9)
         axis.set_yscale("log")
+        axis.set_ylim(bottom=max(1e-3, axis.get_ylim()[0]))  # below that a loss says nothing more
         axis.tick_params(labelsize=7)
-        axis.legend(fontsize=6, frameon=False)
+        axis.legend(fontsize=6, frameon=False, ncols=3, title="loss, mean of ten", title_fontsize=6)
     for axis in axes[-1]:
         axis.set_xlabel("step", fontsize=8)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -234,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="score this run again and print its metrics")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="with --run: which split")
+    parser.add_argument("--skip-broken", action="store_true", help="with --run: leave unreadable audio files out")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder with the runs")
     parser.add_argument("--table", action="store_true", help="print Table 1")
     parser.add_argument("--intervals", action="store_true", help="with --table: 95 %% bootstrap intervals")
@@ -246,7 +255,7 @@ def main() -> None:
     try:
         if args.run:
             config = json.loads((args.run / "config.json").read_text())
-            corpora = {name: read(name, args.split, config) for name in config["tasks"]}
+            corpora = {name: read(name, args.split, config, args.skip_broken) for name in config["tasks"]}
             model = build(config, {name: corpus.classes for name, corpus in corpora.items()}, args.run.parent)
             restore(model, load_run(args.run))
             rows = examine(model, corpora, {})

@@ -143,7 +143,7 @@ class BLSTMCTCHead(CTCHead):
 
     A direction is an LSTM of its own, and the backward one reads each utterance from that utterance's last frame, so
     padding is read by neither before a frame that counts. DIFFERS: the released code packs sequences, which PyTorch
-    runs five times slower on a CPU. """
+    runs five times slower on a CPU."""
 
     def __init__(self, dim: int, classes: int, hidden: int = 1024):
         super().__init__(dim, classes, hidden)

@@ -36,7 +36,7 @@ class Setting:
     encoder: str = flag("hubert_base", "tiny, hubert_base, or a file or folder with HuBERT weights")
     head_lr: float = flag(0.0, "(a): learning rate; 0 = the task's own recipe in tasks.py")
     head_steps: int = flag(0, "(a): updates; 0 = the task's own recipe")
-    head_batch: int = flag(0, "(a): utterances per update; 0 = the task's own recipe")
+    head_batch: int = flag(0, "(a): utterances per update, of all processes; 0 = the task's own recipe")
     mtl_lr: float = flag(1e-5, "(b): peak learning rate, of encoder and heads alike")
     mtl_steps: int = flag(200_000, "(b): updates, each with one batch of every task")
     mtl_warmup: int = flag(5_000, "(b): updates over which the rate rises from 0; then it falls linearly to 0")
@@ -44,7 +44,7 @@ class Setting:
     transfer_lr: float = flag(1e-5, "(c): peak learning rate")
     transfer_steps: int = flag(200_000, "(c): updates")
     transfer_warmup: int = flag(5_000, "(c): updates of warm-up")
-    transfer_batch: int = flag(8, "(c): utterances per update, in each process")
+    transfer_batch: int = flag(8, "(c): utterances per update, of all processes")
     evaluate_every: int = flag(5_000, "(c): updates between two looks at dev")
     mask_frames: int = flag(40, "(b), (c): SpecAugment's time masks have fewer frames (20 ms) than this; 0 = none")
     conv_gradient: float = flag(0.1, "(b): scales the gradient of HuBERT's convolutions; 0 = they stay as they are")
@@ -55,7 +55,7 @@ class Setting:
 
 SETTINGS = {
     "paper": Setting(),
-    # DIFFERS from the paper, to be done in minutes: a tiny encoder, so larger rates and batches and far fewer updates.
+    # DIFFERS from the paper, to be done in minutes: a tiny encoder, so larger rates and far fewer updates.
     "tiny": Setting(encoder="tiny", mtl_lr=1e-3, mtl_steps=300, mtl_warmup=15, mtl_batch=2,
                     transfer_lr=2e-3, transfer_steps=400, transfer_warmup=20, transfer_batch=16, evaluate_every=100,
                     mask_frames=0, conv_gradient=0.0, save_every=100, log_every=10, workers=0),
@@ -118,31 +118,33 @@ def with_needs(runs: list[Run], args: argparse.Namespace) -> list[list[Run]]:
 
 
 def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
-    """Everything that decides a run's result, as config.json keeps it; a resumed or reused run must agree in all of
-    it."""
-    config = {"scenario": run.scenario, "task": run.label, "left_out": run.left_out,
-              "tasks": list(run.tasks), "data": str(args.data.resolve()), "setting": args.setting, "seed": args.seed,
-              "fold": args.fold, "encoder": setting.encoder, "precision": args.precision,
-              "mask_frames": setting.mask_frames,
-              "hidden": {name: recipe_of(name, args).hidden for name in run.tasks}, "processes": world_size(),
-              "trains_encoder": run.scenario in ("mtl", "leave-one-out")}
+    """What config.json keeps: the numbers that decide a run's result. A resumed or reused run must agree in all.
+
+    "batch" is what one process reads of each task in (b), as in the paper's distributed training; in (a) and (c), whose
+    recipes know no processes, it is what all processes read together.
+    """
+    config = {"scenario": run.scenario, "task": run.label, "left_out": run.left_out, "tasks": list(run.tasks),
+              "data": str(args.data.resolve()), "setting": args.setting, "seed": args.seed, "fold": args.fold,
+              "encoder": setting.encoder, "trains_encoder": run.scenario in ("mtl", "leave-one-out"),
+              "precision": args.precision, "hidden": {name: recipe_of(name, args).hidden for name in run.tasks}}
     if run.scenario == "ssl":
         recipe = recipe_of(run.tasks[0], args)
-        return config | {"lr": setting.head_lr or recipe.lr, "steps": setting.head_steps or recipe.steps,
-                         "warmup": None,
-                         "batch": {run.tasks[0]: setting.head_batch or recipe.batch}, "augment": recipe.augment,
-                         "evaluate_every": recipe.evaluate_every, "clip": recipe.clip,
-                         "weight_decay": recipe.weight_decay}
-    config |= {"heads": args.heads, "augment": setting.mask_frames > 0, "clip": 1.0, "weight_decay": 0.0}
+        return config | {
+            "lr": setting.head_lr or recipe.lr, "steps": setting.head_steps or recipe.steps, "warmup": None,
+            "batch": {run.tasks[0]: setting.head_batch or recipe.batch}, "evaluate_every": recipe.evaluate_every,
+            "augment": recipe.augment, "mask_frames": 40, "clip": recipe.clip, "weight_decay": recipe.weight_decay}
+    config |= {"heads": args.heads, "clip": 1.0, "weight_decay": 0.0,
+               "augment": setting.mask_frames > 0, "mask_frames": setting.mask_frames}
     if run.scenario == "transfer":
-        return config | {"encoder": leave_one_out(run.left_out).folder(args).name,
-                         "lr": setting.transfer_lr, "steps": setting.transfer_steps, "warmup": setting.transfer_warmup,
-                         "batch": {run.left_out: setting.transfer_batch}, "evaluate_every": setting.evaluate_every}
-    return config | {"lr": setting.mtl_lr, "steps": setting.mtl_steps, "warmup": setting.mtl_warmup,
-                     "weighting": args.weighting,
-                     "conv_gradient": setting.conv_gradient,
-                     "batch": {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks},
-                     "evaluate_every": None}  # the last checkpoint is the one reported (paper, Section 4.1)
+        return config | {
+            "encoder": leave_one_out(run.left_out).folder(args).name, "lr": setting.transfer_lr,
+            "steps": setting.transfer_steps, "warmup": setting.transfer_warmup,
+            "batch": {run.left_out: setting.transfer_batch}, "evaluate_every": setting.evaluate_every}
+    return config | {
+        "lr": setting.mtl_lr, "steps": setting.mtl_steps, "warmup": setting.mtl_warmup, "processes": world_size(),
+        "batch": {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks},
+        "weighting": args.weighting, "conv_gradient": setting.conv_gradient,
+        "evaluate_every": None}  # the last checkpoint is the one reported (paper, Section 4.1)
 
 
 def recipe_of(name: str, args: argparse.Namespace) -> Recipe:

@@ -162,8 +162,6 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     if (folder / "result.json").exists():
         return
     device, quiet = torch.device(args.device), quiet or rank() > 0
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     path, log_path, weighting = folder / "checkpoint.pt", folder / "log.jsonl", config.get("weighting")
 
     # Data, model, optimiser.
@@ -173,10 +171,11 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     model = build(config, {name: corpus.classes for name, corpus in corpora["train"].items()}, args.runs).to(device)
     if config.get("heads") == "ssl":
         # The paper does not say where the heads of (b) and (c) start; the released code starts them from those of (a).
+        # The layer weights do not come along: they start equal again.
         for name in run.tasks:
-            saved = load_run(Run("ssl", (name,)).folder(args))["model"]
-            model.load_state_dict({key: value for key, value in saved.items() if key.startswith("heads.")},
-                                  strict=False)
+            saved, prefix = load_run(Run("ssl", (name,)).folder(args))["model"], f"heads.{name}."
+            own = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+            model.heads[name].load_state_dict(own)
     if weighting == "uncertainty":
         model.log_sigma = torch.nn.Parameter(torch.zeros(len(run.tasks), device=device))
     frozen = {split: features(sets, split == "train", model, config, folder, args, setting, quiet)
@@ -200,7 +199,8 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
         save(log_path, lambda file: file.write("".join(lines).encode()))
     log = open(log_path if rank() == 0 else os.devnull, "a")
 
-    streams = {name: Stream(corpus, config["batch"][name], config["seed"], frozen["train"][name])
+    sharing = 1 if "processes" in config else world_size()
+    streams = {name: Stream(corpus, max(1, config["batch"][name] // sharing), config["seed"], frozen["train"][name])
                for name, corpus in corpora["train"].items()}
     loader = DataLoader(Steps(streams, rank(), world_size()), batch_size=None, sampler=range(step, config["steps"]),
                         num_workers=0 if all(frozen["train"].values()) else setting.workers, collate_fn=as_is)
@@ -214,6 +214,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     def checkpoint(**more) -> None:
         """Save, unless the last step went wrong."""
         check_finite(pending, folder)
+        log.flush()
         encoder = {} if model.encoder.frozen else {"encoder": model.encoder.checkpoint()}
         state = {"step": step, "model": own_state(), "best": best, "seconds": time.time() - began, **encoder, **more}
         if rank() == 0:
@@ -361,7 +362,7 @@ def setting_of(args) -> Setting:
 def make_all(stages: list[list[Run]], args, setting: Setting) -> None:
     """Make the runs that are not there yet, stage by stage; several at a time where --jobs allows."""
     total = sum(len(stage) for stage in stages)
-    small = setting.encoder == "tiny" and args.device == "cpu" and world_size() == 1
+    small = "tiny" in setting.encoder and args.device == "cpu" and world_size() == 1
     jobs = args.jobs or (os.cpu_count() if small else 1)
     done = 0
     for stage in stages:
@@ -375,8 +376,12 @@ def make_all(stages: list[list[Run]], args, setting: Setting) -> None:
                                      (1,)) as pool:
                 futures = [pool.submit(train, run, args, setting, True) for run in waiting]
                 names = ", ".join(run.folder(args).name for run in waiting[:3]) + (", ..." if len(waiting) > 3 else "")
-                for future in tqdm(as_completed(futures), f"{names} ({jobs} at a time)", len(futures), unit="run"):
-                    future.result()
+                try:
+                    for future in tqdm(as_completed(futures), f"{names} ({jobs} at a time)", len(futures), unit="run"):
+                        future.result()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)  # those that run save at Ctrl-C; the others must not begin
+                    raise
         else:
             for number, run in enumerate(waiting, done + 1):
                 say(f"[{number}/{total}] {run.folder(args).name}")
@@ -386,6 +391,8 @@ def make_all(stages: list[list[Run]], args, setting: Setting) -> None:
 
 def main() -> None:
     args = arguments()
+    if args.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if world_size() > 1:
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=timedelta(hours=12))
     try:
@@ -406,7 +413,7 @@ def main() -> None:
             shown = args.task if args.scenario in ("ssl", "transfer") and args.task else list(TASKS)
             print()
             print_table(table_rows(table_cells(results), shown))
-        if args.scenario == "all" and rank() == 0:
+        if args.scenario == "all" and rank() == 0 and args.fold == 1:
             graphs = Path(__file__).with_name("graphs.py")
             subprocess.run([sys.executable, graphs, "--runs", args.runs, "--out", args.out, "--seed",
                             *map(str, seeds)], check=True)
