@@ -23,6 +23,17 @@ def root(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def workshop(root, tmp_path_factory) -> Path:
+    """A folder with runs/ and figures/: all 28 runs of Table 1, two steps each."""
+    out = tmp_path_factory.mktemp("workshop")
+    old, sys.argv = sys.argv, ["train.py", "--scenario", "all", "--data", str(root), "--runs", str(out / "runs"),
+                               "--out", str(out / "figures"), *SMALL]
+    train.main()
+    sys.argv = old
+    return out
+
+
 @pytest.fixture
 def run_train(root, monkeypatch):
     """run_train(runs, "--scenario", "ssl", ...) runs train.py with small settings; SystemExit is what the shell would see."""

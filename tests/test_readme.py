@@ -14,7 +14,8 @@ from conftest import SMALL
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"(?:^|`)((?:python|torchrun) [^`#|\n]*\.py[^`#|\n]*[^`#|\s])", README, flags=re.M)))
-# Not run here: srun (needs Slurm); `make demo` (minutes) and `make test` (would call itself).
+# Not run here: bench.py at the size of HuBERT Base (test_bench.py runs it with narrow heads), srun (needs Slurm),
+# `make demo` (takes minutes) and `make test` (would call itself).
 
 
 def _small(command: str, root: Path, out: Path) -> list[str]:
@@ -30,19 +31,10 @@ def _small(command: str, root: Path, out: Path) -> list[str]:
     flags = [str(out / flag) if flag.startswith(("runs", "figures")) else flag for flag in flags]
     more = {"train.py": [*SMALL, *folder, "--out", str(out / "figures"), *([] if "--data" in flags else ["--data", str(root)])],
             "evaluate.py": [] if "--run" in flags else [*folder, "--out", str(out / "figures")],
-            "graphs.py": [], "data.py": [], "toy.py": ["--out", str(out / "new"), "--scale", "0.01"],
+            "graphs.py": [], "data.py": [],
             "pretrain.py": ["--hours", "0.01", "--steps", "2", "--batch", "2", "--out", str(out / "tiny.pt")],
-            "bench.py": ["--encoder", "tiny", "--repeats", "1", "--utterances", "2"],
             "tour.py": ["--data", str(root), "--runs", str(out / "runs"), "--out", str(out / "figures")]}[script]
     return [*launch, script, *flags, *more]
-
-
-@pytest.fixture(scope="module")
-def workshop(root, tmp_path_factory):
-    """A folder in which `--scenario all` was run: the longest command first, so that the others find their runs."""
-    out = tmp_path_factory.mktemp("workshop")
-    _run("python train.py --scenario all", root, out)
-    return out
 
 
 def _run(command: str, root: Path, out: Path) -> None:
@@ -62,7 +54,7 @@ def _run(command: str, root: Path, out: Path) -> None:
         sys.argv = before
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.endswith("--scenario all")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "bench.py" not in c])
 def test_a_command_of_the_readme_runs(command, root, workshop):
     _run(command, root, workshop)
 

@@ -23,14 +23,10 @@ from weighting import pcgrad_backward
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="session")
-def nine_heads(root, tmp_path_factory):
-    """Scenario (a) of all nine tasks, two steps each: what the other scenarios start from."""
-    runs = tmp_path_factory.mktemp("runs")
-    old, sys.argv = sys.argv, ["train.py", "--scenario", "ssl", "--data", str(root), "--runs", str(runs), *SMALL]
-    train.main()
-    sys.argv = old
-    return runs
+@pytest.fixture
+def runs(workshop):
+    """All runs of Table 1, two steps each."""
+    return workshop / "runs"
 
 
 @pytest.mark.parametrize("step, lr", [(1, 0.0), (2, 2e-9), (100, 1.98e-7), (2501, 5e-6), (5000, 9.998e-6), (5001, 1e-5),
@@ -47,40 +43,38 @@ def test_the_paper_setting_is_the_papers():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_ssl_ends_with_a_result_for_every_task(nine_heads, name):
-    found = result(nine_heads, f"ssl-{name}")
+def test_ssl_ends_with_a_result_for_every_task(runs, name):
+    found = result(runs, f"ssl-{name}")
     assert (found["scenario"], found["task"], found["left_out"], found["steps"]) == ("ssl", name, None, 2)
     assert list(found["metrics"][name]) == [metric.name for metric in TASKS[name].metrics]
-    rows = [json.loads(line) for line in open(nine_heads / f"ssl-{name}" / "predictions" / f"{name}.jsonl")]
+    rows = [json.loads(line) for line in open(runs / f"ssl-{name}" / "predictions" / f"{name}.jsonl")]
     for metric in TASKS[name].metrics:  # the stored rows add up to the stored number
         assert 100 * metric.reduce([row[metric.name] for row in rows]) == pytest.approx(found["metrics"][name][metric.name])
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_transfer_makes_the_leave_one_out_run_that_it_needs(run_train, nine_heads, name):
-    run_train(nine_heads, "--scenario", "transfer", "--task", name)
-    left_out, transfer = result(nine_heads, f"leave-one-out-{name}"), result(nine_heads, f"transfer-{name}")
+def test_transfer_has_the_leave_one_out_run_that_it_needs(runs, name):
+    left_out, transfer = result(runs, f"leave-one-out-{name}"), result(runs, f"transfer-{name}")
     assert sorted(left_out["metrics"]) == sorted(set(TASKS) - {name}) and left_out["left_out"] == name
     assert list(transfer["metrics"]) == [name] and transfer["left_out"] == name
-    assert not (nine_heads / f"transfer-{name}" / "cache").exists()
+    assert not (runs / f"transfer-{name}" / "cache").exists()
 
 
-def test_mtl_trains_all_nine_and_a_second_call_reuses_it(run_train, nine_heads, capsys):
-    run_train(nine_heads, "--scenario", "mtl")
-    assert sorted(result(nine_heads, "mtl-all")["metrics"]) == sorted(TASKS)
-    began, stamp = time.time(), (nine_heads / "mtl-all" / "checkpoint.pt").stat().st_mtime_ns
-    run_train(nine_heads, "--scenario", "mtl")
-    assert time.time() - began < 3 and (nine_heads / "mtl-all" / "checkpoint.pt").stat().st_mtime_ns == stamp
+def test_mtl_trains_all_nine_and_a_second_call_reuses_it(run_train, runs, capsys):
+    assert sorted(result(runs, "mtl-all")["metrics"]) == sorted(TASKS)
+    began, stamp = time.time(), (runs / "mtl-all" / "checkpoint.pt").stat().st_mtime_ns
+    run_train(runs, "--scenario", "mtl")
+    assert time.time() - began < 3 and (runs / "mtl-all" / "checkpoint.pt").stat().st_mtime_ns == stamp
     assert "(b-1) MTL all" in capsys.readouterr().out
 
 
-def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, nine_heads):
-    run_train(nine_heads, "--scenario", "mtl", "--tasks", "KS,IC", "--weighting", "uncertainty", "--mtl-steps", "4",
+def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, runs):
+    run_train(runs, "--scenario", "mtl", "--tasks", "KS,IC", "--weighting", "uncertainty", "--mtl-steps", "4",
               "--conv-gradient", "0.1")
-    run_train(nine_heads, "--scenario", "control")
-    assert "encoder" not in load_run(nine_heads / "control-all")
-    saved, start = load_run(nine_heads / "mtl-KS+IC"), train.build(json.loads(
-        (nine_heads / "mtl-KS+IC" / "config.json").read_text()), {"KS": 12, "IC": (6, 14, 4)}, nine_heads).encoder.state_dict()
+    run_train(runs, "--scenario", "control")
+    assert "encoder" not in load_run(runs / "control-all")
+    saved, start = load_run(runs / "mtl-KS+IC"), train.build(json.loads(
+        (runs / "mtl-KS+IC" / "config.json").read_text()), {"KS": 12, "IC": (6, 14, 4)}, runs).encoder.state_dict()
     moved = [name for name, tensor in saved["encoder"]["state_dict"].items() if not torch.equal(tensor, start[name])]
     still = set(start) - set(moved)
     assert all(name.endswith("k_proj.bias") for name in still), still  # a key's bias cancels in the softmax
@@ -94,9 +88,9 @@ def test_all_makes_the_28_runs_of_table_1():
     assert with_needs([Run("transfer", ("IC",), "IC")], args)[1] == [Run("leave-one-out", tuple(t for t in TASKS if t != "IC"), "IC")]
 
 
-def test_changed_settings_stop_a_run_with_a_list_of_them(run_train, nine_heads, capsys):
+def test_changed_settings_stop_a_run_with_a_list_of_them(run_train, runs, capsys):
     with pytest.raises(SystemExit) as stop:
-        run_train(nine_heads, "--scenario", "ssl", "--task", "KS", "--head-lr", "0.5")
+        run_train(runs, "--scenario", "ssl", "--task", "KS", "--head-lr", "0.5")
     assert stop.value.code == 2
     assert "lr was 0.01 and is 0.5" in capsys.readouterr().err
 
