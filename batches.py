@@ -23,7 +23,7 @@ class Stream:
 
     def __init__(self, corpus: Corpus, batch: int, seed: int = 0, frozen=None):
         self.corpus, self.batch, self.seed, self.frozen = corpus, batch, seed, frozen
-        self.lengths = np.array([min(u.samples, corpus.crop or u.samples) for u in corpus.utterances])
+        self.lengths = np.array(corpus.lengths)
         counts = Counter(u.target for u in corpus.utterances) if corpus.balanced else {}
         self.chances = [1 / counts[u.target] / len(counts) for u in corpus.utterances] if counts else None
 

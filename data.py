@@ -74,6 +74,11 @@ class Corpus:
     trials: tuple = ()              # ASV dev and test: (label, id, id)
     skipped: tuple[str, ...] = ()   # what was left out and why, a sentence each
 
+    @property
+    def lengths(self) -> list[int]:
+        """Samples of each utterance as a head hears it."""
+        return [min(u.samples, self.crop or u.samples) for u in self.utterances]
+
 def load_audio(utterance: Utterance, corpus: Corpus, seed=None) -> np.ndarray:
     """The utterance as its task hears it: float32 (n,) at 16 kHz. DataError if the file is broken.
     Where it is longer than corpus.crop, seed (an int or several) draws the window; without one it starts at 0."""

@@ -11,57 +11,66 @@ import time
 import torch
 
 from batches import Steps, Stream
+from data import SAMPLE_RATE
 from evaluate import build, print_table, read
-from scenarios import Setting, configure, requested_runs, with_needs
+from features import cache_gigabytes
+from scenarios import Run, Setting, configure
 
+def seconds_of(action, device: torch.device) -> float:
+    """How long the second call of `action` takes; the first one warms up."""
+    for _ in range(2):
+        began = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return time.perf_counter() - began
 
-def dry_run(args, setting: Setting) -> None:
+def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
     """Print one row per task and one for MTL, then hours, disk and memory of all runs that are not there yet."""
-    stages = with_needs(requested_runs(args), args)
     runs = [run for stage in stages for run in stage if not (run.folder(args) / "result.json").exists()]
-    alone = {run.tasks[0]: run for run in runs if run.scenario in ("ssl", "transfer")}
-    together = next((run for run in runs if run.scenario not in ("ssl", "transfer")), None)
-    names = list(dict.fromkeys(name for run in runs for name in run.tasks))
-    corpora = {name: read(name, "train", configure(runs[0], args, setting), args.skip_broken) for name in names}
-    table, hours, disk_gb = [["what", "utterances", "hours", "outputs", "batch", "ms/step", "encode h",
-                              "cache GB"]], 0.0, 0.0
-    for run in [*alone.values(), *([together] if together else [])]:
-        config = configure(run, args, setting) | {"encoder": setting.encoder}
-        model = build(config, {name: corpora[name].classes for name in run.tasks}, args.runs).to(args.device)
-        steps = Steps({name: Stream(corpora[name], config["batch"][name], args.seed) for name in run.tasks})
-        model(steps[0])  # the first one also warms up
-        batches, began = steps[1], time.time()
-        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
-            total = sum(model(batches).values())
-        total.backward()
-        total.item()  # waits for a GPU
-        whole = time.time() - began
-        if run is together:
-            audio_hours = sum(sum(u.samples for u in corpora[name].utterances) for name in run.tasks) / 16_000 / 3600
-            table.append(["MTL, all of these", "", f"{audio_hours:.1f}", "", "", f"{1000 * whole:.0f}", "", ""])
-            many = [other for other in runs if other.scenario not in ("ssl", "transfer")]
-            hours += sum(configure(other, args, setting)["steps"] for other in many) * whole / 3600
-            disk_gb += len(many) * 3 * 4 * sum(p.numel() for p in model.parameters()) / 1e9  # with Adam's moments
-            continue
-        name, batch, began = run.tasks[0], batches[run.tasks[0]], time.time()
-        with torch.no_grad():
-            model._encode(batches)
-        encode = time.time() - began
-        samples = sum(min(u.samples, corpora[name].crop or u.samples) for u in corpora[name].utterances)
-        encode_hours = encode * samples / int(batch.lengths.sum()) / 3600
-        rows = len(corpora[name].utterances) if model.heads[name].pools else samples / 16_000 * 50
-        cache_gb = rows * model.encoder.states * model.encoder.dim * 4 / 1e9
-        per_step = max(whole - encode, 1e-3) if cache_gb <= args.cache_gb else whole
-        outputs = corpora[name].classes if isinstance(corpora[name].classes, int) else sum(corpora[name].classes)
-        table.append([f"{name}, frozen", f"{len(corpora[name].utterances):,}", f"{samples / 16_000 / 3600:.1f}",
-                      str(outputs),
-                      str(config["batch"][name]), f"{1000 * per_step:.0f}", f"{encode_hours:.2f}", f"{cache_gb:.1f}"])
-        many = [other for other in runs if other.scenario in ("ssl", "transfer") and other.tasks == run.tasks]
-        hours += sum(encode_hours + configure(other, args, setting)["steps"] * per_step / 3600 for other in many)
-        disk_gb += cache_gb if cache_gb <= args.cache_gb else 0
+    names, device, corpora = dict.fromkeys(name for run in runs for name in run.tasks), torch.device(args.device), {}
+    for name in names:
+        corpora[name] = {split: read(name, split, configure(runs[0], args, setting)) for split in ("train", "dev", "test")}
+    table = [["what", "utterances", "hours", "outputs", "batch", "ms/step", "encode h", "cache GB"]]
+    hours = disk_gb = 0.0
+    alike = {}  # runs that cost the same: one task on a frozen encoder, or several at once
+    for run in runs:
+        alike.setdefault(run.tasks[0] if run.scenario in ("ssl", "transfer") else "all at once", []).append(run)
+    for what, group in alike.items():
+        tasks = group[0].tasks
+        config = configure(group[0], args, setting) | {"encoder": setting.encoder}
+        model = build(config, {name: corpora[name]["train"].classes for name in tasks}, args.runs).to(device)
+        batches = Steps({name: Stream(corpora[name]["train"], config["batch"][name]) for name in tasks})[0]
+        heard = [corpus for name in tasks for corpus in corpora[name].values()]
+        samples = sum(sum(corpus.lengths) for corpus in heard)
+
+        def step() -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
+                loss = sum(model(batches).values())
+            loss.backward()
+
+        @torch.no_grad()
+        def encode() -> None:
+            for batch in batches.values():
+                model.encoder(batch.waves.to(device), batch.lengths)
+
+        per_step, encode_hours, cache_gb = seconds_of(step, device), 0.0, 0.0
+        if what != "all at once":
+            in_step, pooled = sum(int(batch.lengths.sum()) for batch in batches.values()), model.heads[what].pools
+            encoding = seconds_of(encode, device)
+            encode_hours = encoding * samples / in_step / 3600
+            cache_gb = sum(cache_gigabytes(model.encoder, corpus, False, pooled) for corpus in heard)
+            if cache_gb <= setting.cache_gb:
+                per_step, disk_gb = max(per_step - encoding, 1e-3), disk_gb + cache_gb
+        else:
+            disk_gb += len(group) * 3 * 4 * sum(p.numel() for p in model.parameters()) / 1e9  # with Adam's moments
+        outputs = corpora[what]["train"].classes if what in corpora else ""
+        table.append([what, f"{sum(len(corpus.utterances) for corpus in heard):,}",
+                      f"{samples / SAMPLE_RATE / 3600:.1f}", str(outputs), str(sum(config["batch"].values())),
+                      f"{1000 * per_step:.0f}", f"{encode_hours:.2f}", f"{cache_gb:.1f}"])
+        hours += sum(encode_hours + configure(run, args, setting)["steps"] * per_step / 3600 for run in group)
     print_table(table)
     memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU" if args.device.startswith("cuda") else ""
-    print(f"\n{len(runs)} runs to make: about {hours:,.1f} hours on this machine with one process ({args.device}, "
-          f"{args.precision}), "
-          f"{disk_gb:.1f} GB of disk, {memory_gb:.1f} GB of memory{gpu}. Nothing was written.")
+    gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU" if device.type == "cuda" else ""
+    print(f"\n{len(runs)} runs to make: about {hours:,.1f} hours on this machine with one process ({device}, "
+          f"{args.precision}), {disk_gb:.1f} GB of disk, {memory_gb:.1f} GB of memory{gpu}. Nothing was written.")

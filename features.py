@@ -23,6 +23,17 @@ from model import FrozenBatch, Hubert, frame_count
 MOST_CROPS = 16      # of one long training recording
 CHUNK_SECONDS = 20   # of padded audio that go through a frozen encoder together
 
+def save(path: Path, write) -> None:
+    """`write(file)` a file such that a kill at any moment leaves the old one or the new one, never half of one."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 class FrozenFeatures:
     """The hidden states of a corpus in a memory-mapped file, made by `freeze`.
@@ -58,36 +69,38 @@ class FrozenFeatures:
         for k in range(0, len(order), size):
             yield self.batch([(i, None) for i in order[k:k + size]])
 
+def crop_counts(corpus: Corpus, training: bool) -> list[int]:
+    """How many windows of each utterance are kept: of a training recording one for each crop length that it holds."""
+    # DIFFERS: the released code crops anew at every visit, and so runs the encoder at every visit.
+    if not (training and corpus.crop):
+        return [1] * len(corpus.utterances)
+    return [min(MOST_CROPS, max(1, u.samples // corpus.crop)) for u in corpus.utterances]
+
+def cache_gigabytes(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> float:
+    """The size of the file that `freeze` makes."""
+    rows = sum(count * (1 if pooled else frame_count(length))
+               for count, length in zip(crop_counts(corpus, training), corpus.lengths))
+    return rows * encoder.states * encoder.dim * 4 / 1e9
 
 def freeze(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path, room_gb: float,
            workers: int = 0, quiet: bool = False) -> FrozenFeatures | None:
     """Run a frozen encoder once over a corpus and keep its states in `folder`; None if that takes more than `room_gb`.
 
-    Of a training recording longer than the crop, up to 16 random crops are kept, one for each crop length that it
-    holds, and each visit takes one of them. DIFFERS: the released code crops anew at every visit, and so runs the
-    encoder at every visit.
-
     The file is named by a digest of all that decides its content: the encoder's weights, the audio files (path, size,
     time) and how they are loaded, the code of model.py and data.py. PR and ASR, which hear the same audio, share a
     file.
     """
-    cropped = corpus.crop if training else None
-    lengths = [min(u.samples, cropped or u.samples) for u in corpus.utterances]
-    crops = [min(MOST_CROPS, max(1, u.samples // cropped)) if cropped else 1 for u in corpus.utterances]
-    rows = sum(count * (1 if pooled else frame_count(length)) for count, length in zip(crops, lengths))
-    gigabytes = rows * encoder.states * encoder.dim * 4 / 1e9
+    gigabytes = cache_gigabytes(encoder, corpus, training, pooled)
     if gigabytes > room_gb:
         tqdm.write(f"{corpus.task}: its features would take {gigabytes:.1f} GB (--cache-gb {room_gb:g}): "
                    "the encoder runs at each step")
         return None
     path = folder / f"{_digest(encoder, corpus, training, pooled)}.f32"
     if not path.with_suffix(".json").exists():
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        visits = [(i, seed if training else None) for i in order for seed in range(crops[i])]
+        path.parent.mkdir(parents=True, exist_ok=True)
         title = f"{corpus.task}: encoding {'train' if training else 'dev/test'} once, {gigabytes:.2f} GB"
-        _write(encoder, corpus, visits, lengths, np.cumsum([0] + crops).tolist(), pooled, path, workers, title, quiet)
+        _encode(encoder, corpus, training, pooled, path, workers, title, quiet)
     return FrozenFeatures(corpus, path)
-
 
 def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> str:
     """A name for the states of this audio in this encoder."""
@@ -101,33 +114,31 @@ def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> st
         digest.update(f"{os.path.abspath(u.path)} {about.st_size} {about.st_mtime_ns} {u.start} {u.stop}".encode())
     return digest.hexdigest()
 
-
 @torch.no_grad()
-def _write(encoder: Hubert, corpus: Corpus, visits: list[tuple], lengths: list[int], first: list[int], pooled: bool,
-           path: Path, workers: int, title: str, quiet: bool) -> None:
-    """Encode the visits, shortest first, and write their states (S, T, D) one after the other, with an index beside
-    them."""
+def _encode(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, path: Path, workers: int, title: str,
+            quiet: bool) -> None:
+    """Encode every crop, shortest first, and write their states (S, T, D) one after the other, then an index."""
+    counts, lengths, device = crop_counts(corpus, training), corpus.lengths, next(encoder.parameters()).device
     chunks = [[]]
-    for i, seed in visits:
-        if (len(chunks[-1]) + 1) * lengths[i] > CHUNK_SECONDS * SAMPLE_RATE and chunks[-1]:
-            chunks.append([])
-        chunks[-1].append((i, seed))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, device = path.with_suffix(f".{os.getpid()}.tmp"), next(encoder.parameters()).device
+    for i in sorted(range(len(counts)), key=lengths.__getitem__):
+        for seed in range(counts[i]):
+            if chunks[-1] and (len(chunks[-1]) + 1) * lengths[i] > CHUNK_SECONDS * SAMPLE_RATE:
+                chunks.append([])
+            chunks[-1].append((i, seed if training else None))
     loader = DataLoader(Chunks(corpus, chunks), batch_size=None, num_workers=workers, collate_fn=as_is)
-    frames, starts, written = [0] * first[-1], [0] * first[-1], 0
-    with open(temporary, "wb") as file:
-        for chunk, batch in zip(chunks, tqdm(loader, title, unit="batch", leave=False, disable=quiet, delay=1)):
-            states, counts = encoder(batch.waves.to(device), batch.lengths)  # (S, B, T, D), (B,)
-            for b, ((i, seed), T) in enumerate(zip(chunk, counts.tolist())):
+    progress = tqdm(loader, title, unit="batch", leave=False, disable=quiet, delay=1)
+    first = np.cumsum([0, *counts]).tolist()
+    frames, starts = [0] * first[-1], [0] * first[-1]
+
+    def write(file) -> None:
+        for chunk, batch in zip(chunks, progress):
+            states, sizes = encoder(batch.waves.to(device), batch.lengths)  # (S, B, T, D), (B,)
+            for b, ((i, seed), T) in enumerate(zip(chunk, sizes.tolist())):
                 own = states[:, b, :T].mean(1, keepdim=True) if pooled else states[:, b, :T]  # (S, 1 or T, D)
-                frames[first[i] + (seed or 0)], starts[first[i] + (seed or 0)] = own.shape[1], written
+                frames[first[i] + (seed or 0)], starts[first[i] + (seed or 0)] = own.shape[1], file.tell() // 4
                 file.write(own.cpu().contiguous().numpy().tobytes())
-                written += own.numel()
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+    save(path, write)
     index = {"pooled": pooled, "states": encoder.states, "dim": encoder.dim, "frames": frames, "starts": starts,
              "first": first}
-    temporary.write_text(json.dumps(index))
-    os.replace(temporary, path.with_suffix(".json"))  # last: only a complete file has an index
+    save(path.with_suffix(".json"), lambda file: file.write(json.dumps(index).encode()))  # last: its file is complete

@@ -13,21 +13,17 @@ from pathlib import Path
 
 from tasks import TASKS, Recipe
 
-
 def rank() -> int:
     """This process's number among those that torchrun started; 0 without it."""
     return int(os.environ.get("RANK", 0))
-
 
 def world_size() -> int:
     """How many processes torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
-
 def flag(default, text: str):
     """A field of `Setting`: its default, and what --help says about it."""
     return field(default=default, metadata={"help": text})
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -51,7 +47,7 @@ class Setting:
     save_every: int = flag(1_000, "updates between two checkpoints: a kill loses at most these")
     log_every: int = flag(100, "updates between two lines of log.jsonl")
     workers: int = flag(4, "processes that read audio ahead")
-
+    cache_gb: float = flag(50.0, "room on disk for the features of one frozen corpus, in GB")
 
 SETTINGS = {
     "paper": Setting(),
@@ -60,7 +56,6 @@ SETTINGS = {
                     transfer_lr=2e-3, transfer_steps=400, transfer_warmup=20, transfer_batch=16, evaluate_every=100,
                     mask_frames=0, conv_gradient=0.0, save_every=100, log_every=10, workers=0),
 }
-
 
 @dataclass(frozen=True)
 class Run:
@@ -89,11 +84,9 @@ class Run:
             heads.append(leave_one_out(self.left_out))
         return heads
 
-
 def leave_one_out(name: str) -> Run:
     """Scenario (b-2): all tasks but one."""
     return Run("leave-one-out", tuple(other for other in TASKS if other != name), left_out=name)
-
 
 def requested_runs(args: argparse.Namespace) -> list[Run]:
     """The runs that the command line asks for, without what they need."""
@@ -102,20 +95,17 @@ def requested_runs(args: argparse.Namespace) -> list[Run]:
     if args.scenario == "all":  # the 28 runs of Table 1: 9 + 1 + 9 + 9
         return [Run("mtl", tuple(TASKS))] + [make(name) for make in each.values() for name in TASKS]
     if args.scenario in ("mtl", "control"):
-        return [Run(args.scenario, tuple(args.tasks or args.task or TASKS))]
+        return [Run(args.scenario, tuple(args.tasks or TASKS))]
     return [each[args.scenario](name) for name in args.task or TASKS]
-
 
 def with_needs(runs: list[Run], args: argparse.Namespace) -> list[list[Run]]:
     """All runs to make, in stages: the runs of one stage need only runs of earlier stages."""
-    wanted, queue = {}, list(runs)
-    while queue:
-        run = queue.pop(0)
-        wanted[run] = None
-        queue += run.needs(args)
-    stages = ("ssl",), ("mtl", "leave-one-out", "control"), ("transfer",)
-    return [stage for stage in ([run for run in wanted if run.scenario in names] for names in stages) if stage]
-
+    wanted = list(runs)
+    for run in wanted:  # grows on the way
+        wanted += [need for need in run.needs(args) if need not in wanted]
+    stages = [[run for run in wanted if run.scenario in names]
+              for names in (("ssl",), ("mtl", "leave-one-out", "control"), ("transfer",))]
+    return [stage for stage in stages if stage]
 
 def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
     """What config.json keeps: the numbers that decide a run's result. A resumed or reused run must agree in all.
@@ -126,7 +116,8 @@ def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
     config = {"scenario": run.scenario, "task": run.label, "left_out": run.left_out, "tasks": list(run.tasks),
               "data": str(args.data.resolve()), "setting": args.setting, "seed": args.seed, "fold": args.fold,
               "encoder": setting.encoder, "trains_encoder": run.scenario in ("mtl", "leave-one-out"),
-              "precision": args.precision, "hidden": {name: recipe_of(name, args).hidden for name in run.tasks}}
+              "skip_broken": args.skip_broken, "cache_gb": setting.cache_gb, "precision": args.precision,
+              "hidden": {name: recipe_of(name, args).hidden for name in run.tasks}}
     if run.scenario == "ssl":
         recipe = recipe_of(run.tasks[0], args)
         return config | {
@@ -145,7 +136,6 @@ def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
         "batch": {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks},
         "weighting": args.weighting, "conv_gradient": setting.conv_gradient,
         "evaluate_every": None}  # the last checkpoint is the one reported (paper, Section 4.1)
-
 
 def recipe_of(name: str, args: argparse.Namespace) -> Recipe:
     """The recipe of a task's head in the chosen setting."""

@@ -22,7 +22,6 @@ from data import (Corpus, read_asr, read_asv, read_er, read_ic, read_ks, read_pr
 from heads import BLSTMCTCHead, ClassifierHead, CTCHead, DiarizationHead, XVectorHead
 from metrics import diarization_counts, edit_counts, eer, ratio, slot_cer_counts, slot_f1_counts
 
-
 @dataclass(frozen=True)
 class Metric:
     """One column of Table 1: what an utterance (or a trial) adds to it, and how a corpus of such pairs becomes one
@@ -40,7 +39,6 @@ class Metric:
         """Is value `a` better than value `b`?"""
         return a < b if self.lower_is_better else a > b
 
-
 @dataclass(frozen=True)
 class Recipe:
     """How the head of one task is trained on a frozen encoder (scenario a)."""
@@ -52,7 +50,6 @@ class Recipe:
     augment: bool = False    # SpecAugment on the features
     weight_decay: float = 0.0
     clip: float = 1.0        # largest gradient norm
-
 
 @dataclass(frozen=True)
 class Task:
@@ -69,11 +66,9 @@ class Task:
     mtl_share: float = 1.0       # this task's part of the batch size of MTL
     folds: int = 1               # cross-validation folds that `read` accepts
 
-
 def _correct(reference, prediction) -> tuple[int, int]:
     """Right or wrong; a classifier of several slots is right only if all of them are."""
     return int(prediction == reference), 1
-
 
 ACCURACY = Metric("acc", False, _correct)
 PHONE_ERRORS = Metric("per", True, edit_counts)
@@ -122,7 +117,6 @@ TASKS = {task.name: task for task in (
          tiny=Recipe(lr=1e-2, steps=1_500, batch=32, evaluate_every=100, hidden=256)),
 )}
 
-
 def score(task: Task, corpus: Corpus, predictions: dict) -> list[dict]:
     """One row per utterance, or per trial where the corpus has trials: what was right, what was said, what it adds to
     each metric.
@@ -138,7 +132,6 @@ def score(task: Task, corpus: Corpus, predictions: dict) -> list[dict]:
     return [{"id": name, "reference": reference, "prediction": prediction,
              **{metric.name: list(metric.counts(reference, prediction)) for metric in task.metrics}}
             for name, reference, prediction in items]
-
 
 def summarise(task: Task, rows: list[dict]) -> dict[str, float]:
     """The corpus-level value of each metric, in percent as in Table 1."""

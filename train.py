@@ -16,6 +16,7 @@ Several GPUs:  torchrun --nproc_per_node 4 train.py --data DIR --scenario mtl
 """
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,18 +42,12 @@ import toy
 from batches import Steps, Stream, as_is
 from data import Corpus, DataError
 from dryrun import dry_run
-from evaluate import (build, examine, load_run, print_table, read, read_results, restore, table_cells, table_rows,
-                      write_result)
-from features import FrozenFeatures, freeze
+from evaluate import RunError, build, examine, load_checkpoint, load_json, print_results, read, restore, write_result
+from features import FrozenFeatures, freeze, save
 from model import EncoderError, MultiTask
 from scenarios import SETTINGS, Run, Setting, configure, rank, requested_runs, with_needs, world_size
 from tasks import TASKS, summarise
 from weighting import pcgrad_backward, uncertainty_total
-
-
-class RunError(Exception):
-    """A run that cannot start or go on: the message is one sentence that says what to do."""
-
 
 def lr_scale(step: int, warmup: int | None, steps: int) -> float:
     """The share of the peak learning rate after `step` updates: linear from 0 up to 1, then linear down to 0 (paper,
@@ -63,58 +59,46 @@ def lr_scale(step: int, warmup: int | None, steps: int) -> float:
         return 1.0
     return step / warmup if step < warmup else (steps - step) / (steps - warmup)
 
-
 def check_finite(pending: tuple | None, folder: Path) -> None:
-    """Stop the run if the step before went wrong, naming step, tasks and utterances; the checkpoint on disk is still
-    a good one."""
-    if pending is None:
-        return
-    step, losses, norm, ids = pending
+    """RunError if the step before, (step, losses, gradient norm, ids), went wrong; the checkpoint on disk is older."""
+    step, losses, norm, ids = pending or (0, {}, 0.0, {})
     bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
     if bad or not math.isfinite(norm):
         what = "loss of " + ", ".join(bad) if bad else "gradient"
-        utterances = ", ".join(u for name in bad or ids for u in ids[name])
-        raise RunError(f"{folder.name}: the {what} is not finite at step {step} ({utterances}); "
-                       f"the checkpoint is intact: "
-                       f"look at these files, or lower the learning rate in a new --runs folder")
-
+        utterances = ", ".join(utterance for name in bad or ids for utterance in ids[name])
+        raise RunError(f"{folder.name}: the {what} is not finite at step {step} ({utterances}); look at these files, "
+                       "or lower the learning rate in a new --runs folder (the checkpoint is intact)")
 
 def say(text: str) -> None:
     """Print above the progress bars; only the first process speaks."""
     if rank() == 0:
         tqdm.write(text)
 
-
-class Interrupt:
-    """Within `with Interrupt()`, Ctrl-C and SIGTERM (which Slurm sends before it kills) are remembered, so that the
-    loop can save first."""
-
-    def __enter__(self) -> "Interrupt":
-        self.received = False
-        self.before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
+@contextmanager
+def interruptible():
+    """Gives a list that Ctrl-C and SIGTERM (which Slurm sends before it kills) go into, so that the loop saves first."""
+    received = []
+    before = {number: signal.signal(number, lambda number, frame: received.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
-    def _remember(self, number, frame) -> None:
-        self.received = True
-
-    def agreed(self, device: torch.device) -> bool:
-        """Has any process been asked to stop? Several processes must stop at the same step."""
-        flag = torch.tensor(float(self.received), device=device)
-        if dist.is_initialized():
-            dist.all_reduce(flag)
-        return bool(flag > 0)
-
+def anywhere(condition: bool, device: torch.device) -> bool:
+    """Is it true in any process? All of them must stop at the same step."""
+    flag = torch.tensor(float(condition), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(flag)
+    return bool(flag > 0)
 
 def agree_with_disk(folder: Path, config: dict) -> None:
-    """RunError, listing the differences, if the run in this folder was begun with other settings; a new run gets its
-    config.json."""
+    """A new run gets its config.json; RunError, listing the differences, if the folder's run was begun with other
+    settings, or on other runs than there are now."""
     path = folder / "config.json"
     if path.exists():
-        known = json.loads(path.read_text())
+        known = load_json(path)
         changed = [f"{key} was {known.get(key)} and is {value}"
                    for key, value in config.items() if known.get(key) != value]
         if changed:
@@ -125,17 +109,6 @@ def agree_with_disk(folder: Path, config: dict) -> None:
         about = {"versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
                  "command": shlex.join(sys.argv)}
         save(path, lambda file: file.write(json.dumps(config | about, indent=1).encode()))
-
-
-def save(path: Path, write) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one, never half of one."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
 
 def features(corpora: dict[str, Corpus], training: bool, model: MultiTask, config: dict, folder: Path, args,
              setting: Setting, quiet: bool) -> dict[str, FrozenFeatures | None]:
@@ -148,16 +121,26 @@ def features(corpora: dict[str, Corpus], training: bool, model: MultiTask, confi
     for mine in (rank() == 0, rank() > 0):  # the first process computes, the others then find its file
         for name, corpus in corpora.items() if mine else ():
             pooled = model.heads[name].pools and not (training and config["augment"])  # time masks need the frames
-            found[name] = freeze(model.encoder, corpus, training, pooled, cache, args.cache_gb, setting.workers, quiet)
+            found[name] = freeze(model.encoder, corpus, training, pooled, cache, config["cache_gb"], setting.workers,
+                                 quiet)
         if dist.is_initialized():
             dist.barrier()
     return found
 
+def start_from_ssl(model: MultiTask, tasks: tuple[str, ...], args) -> None:
+    """The heads of (b) and (c) start from those of (a). The layer weights do not: they start equal again."""
+    # The paper does not say where these heads start; the released code starts them so.
+    for name in tasks:
+        saved, prefix = load_checkpoint(Run("ssl", (name,)).folder(args))["model"], f"heads.{name}."
+        model.heads[name].load_state_dict({key.removeprefix(prefix): tensor for key, tensor in saved.items()
+                                           if key.startswith(prefix)})
 
 def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     """Make one run: read, build, loop, evaluate on test, write result.json. Goes on from checkpoint.pt where there is
     one."""
     folder, config = run.folder(args), configure(run, args, setting)
+    sources = [need.folder(args) for need in run.needs(args)]
+    config["built_on"] = {source.name: load_json(source / "result.json")["metrics"] for source in sources}
     agree_with_disk(folder, config)
     if (folder / "result.json").exists():
         return
@@ -165,17 +148,12 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     path, log_path, weighting = folder / "checkpoint.pt", folder / "log.jsonl", config.get("weighting")
 
     # Data, model, optimiser.
-    corpora = {split: {name: read(name, split, config, args.skip_broken) for name in run.tasks}
+    corpora = {split: {name: read(name, split, config) for name in run.tasks}
                for split in (("train", "dev", "test") if config["evaluate_every"] else ("train", "test"))}
     torch.manual_seed(config["seed"])
     model = build(config, {name: corpus.classes for name, corpus in corpora["train"].items()}, args.runs).to(device)
     if config.get("heads") == "ssl":
-        # The paper does not say where the heads of (b) and (c) start; the released code starts them from those of (a).
-        # The layer weights do not come along: they start equal again.
-        for name in run.tasks:
-            saved, prefix = load_run(Run("ssl", (name,)).folder(args))["model"], f"heads.{name}."
-            own = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
-            model.heads[name].load_state_dict(own)
+        start_from_ssl(model, run.tasks, args)
     if weighting == "uncertainty":
         model.log_sigma = torch.nn.Parameter(torch.zeros(len(run.tasks), device=device))
     frozen = {split: features(sets, split == "train", model, config, folder, args, setting, quiet)
@@ -188,7 +166,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     # Where an interrupted run stopped.
     step, best, seconds, pending, dev = 0, None, 0.0, None, {}
     if path.exists():
-        saved = load_run(folder)
+        saved = load_checkpoint(folder)
         restore(model, saved)
         if "optimizer" in saved:
             optimizer.load_state_dict(saved["optimizer"])
@@ -221,7 +199,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
             save(path, lambda file: torch.save(state, file))
 
     model.train()
-    with Interrupt() as interrupt:
+    with interruptible() as received:
         for batches in progress:
             # Every random number of a step follows from its number: a resumed run draws what an unbroken one would
             # have drawn.
@@ -267,7 +245,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
                 dev = {"dev_" + first.name: f"{metrics[first.name]:.1f}"}
                 log.write(json.dumps({"step": step, "dev": metrics}) + "\n")
 
-            if (step % setting.log_every == 0 or world_size() == 1) and interrupt.agreed(device):
+            if (step % setting.log_every == 0 or world_size() == 1) and anywhere(bool(received), device):
                 checkpoint(optimizer=optimizer.state_dict())
                 raise RunError(f"{folder.name}: stopped after step {step} and saved; the same command goes on from it")
             if step % setting.save_every == 0:
@@ -283,7 +261,6 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     if dist.is_initialized():
         dist.barrier()
 
-
 # The command line
 
 def task_list(text: str) -> list[str]:
@@ -292,13 +269,11 @@ def task_list(text: str) -> list[str]:
         raise ValueError(unknown)
     return text.split(",")
 
-
 def arguments() -> argparse.Namespace:
     """The flags; --help teaches the four scenarios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", required=True, choices=("ssl", "mtl", "leave-one-out", "transfer", "all",
-                                                              "control"),
-                        help="see above")
+    parser.add_argument("--scenario", required=True, help="see above",
+                        choices=("ssl", "mtl", "leave-one-out", "transfer", "all", "control"))
     parser.add_argument("--task", nargs="+", choices=tuple(TASKS), metavar="TASK",
                         help=f"one or more of {' '.join(TASKS)}: whose "
                         "head (ssl, transfer), which to leave out (leave-one-out); default: each of the nine in turn")
@@ -312,8 +287,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("figures"), help="all: folder for the graphs")
     parser.add_argument("--seed", type=int, nargs="+", default=[0],
                         help="of weights, batches and masks; several: one after another")
-    parser.add_argument("--fold", type=int, default=1, choices=range(1, 6),
-                        help="ER's test session; the paper reports fold 1")
+    parser.add_argument("--fold", type=int, nargs="+", default=[1], choices=range(1, 6),
+                        help="ER's test session: the paper reports 1, SUPERB the mean of 1 2 3 4 5")
     parser.add_argument("--heads", choices=("ssl", "fresh"), default="ssl",
                         help="where the heads of (b) and (c) start: those of (a), as in the released code, or fresh")
     parser.add_argument("--weighting", choices=("sum", "uncertainty", "pcgrad"), default="sum",
@@ -323,8 +298,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"),
                         help="bf16: autocast, losses in fp32; the default on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    parser.add_argument("--cache-gb", type=float, default=50,
-                        help="room for the features of one frozen corpus on disk, in GB")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core (tiny encoder, CPU), else 1")
     parser.add_argument("--dry-run", action="store_true",
                         help="try one step of everything and estimate the whole; trains nothing")
@@ -339,11 +312,14 @@ def arguments() -> argparse.Namespace:
         parser.add_argument("--" + item.name.replace("_", "-"), type=item.type, metavar="X",
                             help=f"{item.metadata['help']} {defaults}")
     args = parser.parse_args()
+    if args.tasks and args.scenario not in ("mtl", "control"):
+        parser.error("--tasks is for mtl and control, which train several tasks at once; take --task")
+    if args.task and args.scenario in ("mtl", "control", "all"):
+        parser.error("--task is for ssl, leave-one-out and transfer; mtl and control take --tasks PR,ASR")
     args.setting = args.setting or ("paper" if args.data else "tiny")
     args.data = args.data or Path("data/toy")
     args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
     return args
-
 
 def setting_of(args) -> Setting:
     """The chosen setting with the flags applied."""
@@ -358,36 +334,36 @@ def setting_of(args) -> Setting:
                        "take a lower one, or add --yes-i-mean-it")
     return setting
 
-
 def make_all(stages: list[list[Run]], args, setting: Setting) -> None:
     """Make the runs that are not there yet, stage by stage; several at a time where --jobs allows."""
-    total = sum(len(stage) for stage in stages)
+    total, done = sum(map(len, stages)), 0
     small = "tiny" in setting.encoder and args.device == "cpu" and world_size() == 1
     jobs = args.jobs or (os.cpu_count() if small else 1)
-    done = 0
     for stage in stages:
-        waiting = [run for run in stage if not (run.folder(args) / "result.json").exists()]
-        for run in stage:
-            if run not in waiting:
-                train(run, args, setting)  # checks that it was made with these settings
-        done += len(stage) - len(waiting)
-        if len(waiting) > 1 and jobs > 1:
-            with ProcessPoolExecutor(min(jobs, len(waiting)), get_context("spawn"), torch.set_num_threads,
-                                     (1,)) as pool:
-                futures = [pool.submit(train, run, args, setting, True) for run in waiting]
-                names = ", ".join(run.folder(args).name for run in waiting[:3]) + (", ..." if len(waiting) > 3 else "")
-                try:
-                    for future in tqdm(as_completed(futures), f"{names} ({jobs} at a time)", len(futures), unit="run"):
-                        future.result()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)  # those that run save at Ctrl-C; the others must not begin
-                    raise
+        ready = [run for run in stage if (run.folder(args) / "result.json").exists()]
+        waiting = [run for run in stage if run not in ready]
+        for run in ready:
+            train(run, args, setting)  # only checks that it was made with these settings
+        done += len(ready)
+        if jobs > 1 and len(waiting) > 1:
+            make_together(waiting, jobs, args, setting)
         else:
             for number, run in enumerate(waiting, done + 1):
                 say(f"[{number}/{total}] {run.folder(args).name}")
                 train(run, args, setting)
         done += len(waiting)
 
+def make_together(runs: list[Run], jobs: int, args, setting: Setting) -> None:
+    """Runs that do not need each other, `jobs` at a time, each in a process with one thread."""
+    names = ", ".join(run.folder(args).name for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
+    with ProcessPoolExecutor(min(jobs, len(runs)), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        futures = [pool.submit(train, run, args, setting, True) for run in runs]
+        try:
+            for future in tqdm(as_completed(futures), f"{names} ({jobs} at a time)", len(futures), unit="run"):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that run save at Ctrl-C; the others must not begin
+            raise
 
 def main() -> None:
     args = arguments()
@@ -396,27 +372,23 @@ def main() -> None:
     if world_size() > 1:
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=timedelta(hours=12))
     try:
-        setting = setting_of(args)
-        if not args.data.exists() and args.data == Path("data/toy") and rank() == 0:
+        setting, seeds, folds = setting_of(args), args.seed, args.fold
+        if args.data == Path("data/toy") and not args.data.exists() and rank() == 0:
             say("making the toy corpus in data/toy (once)")
             toy.write_corpus(args.data)
         if dist.is_initialized():
             dist.barrier()
-        seeds = args.seed
-        if args.dry_run:
-            args.seed = seeds[0]
-            return dry_run(args, setting)
-        for args.seed in seeds:
-            make_all(with_needs(requested_runs(args), args), args, setting)
+        for args.seed, args.fold in itertools.product(seeds, folds):
+            stages = with_needs(requested_runs(args), args)
+            if args.dry_run:
+                return dry_run(stages, args, setting)
+            make_all(stages, args, setting)
         if rank() == 0:
-            results = read_results(args.runs)
-            shown = args.task if args.scenario in ("ssl", "transfer") and args.task else list(TASKS)
             print()
-            print_table(table_rows(table_cells(results), shown))
-        if args.scenario == "all" and rank() == 0 and args.fold == 1:
-            graphs = Path(__file__).with_name("graphs.py")
-            subprocess.run([sys.executable, graphs, "--runs", args.runs, "--out", args.out, "--seed",
-                            *map(str, seeds)], check=True)
+            print_results(args.runs, args.task if args.scenario in ("ssl", "transfer") and args.task else list(TASKS))
+        if args.scenario == "all" and rank() == 0:
+            graphs = [sys.executable, Path(__file__).with_name("graphs.py"), "--runs", args.runs, "--out", args.out]
+            subprocess.run([*graphs, "--seed", *map(str, seeds)], check=True)
     except (DataError, EncoderError, RunError, OSError) as error:
         if args.debug:
             raise
@@ -428,7 +400,6 @@ def main() -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,6 @@ The paper cites both methods, the released code offers both. Shared are the enco
 import torch
 import torch.distributed as dist
 
-
 def uncertainty_total(losses: dict[str, torch.Tensor], log_sigma: torch.Tensor) -> torch.Tensor:
     """Kendall et al. 2018: sum of loss / sigma^2 + log sigma, with one learned sigma per task: a noisy task gets a
     wide one.
@@ -14,7 +13,6 @@ def uncertainty_total(losses: dict[str, torch.Tensor], log_sigma: torch.Tensor) 
     parameter.
     """
     return sum(loss / torch.exp(2 * s) + s for loss, s in zip(losses.values(), log_sigma))
-
 
 def pcgrad_backward(losses: dict[str, torch.Tensor], model, step: int) -> None:
     """Gradient surgery (Yu et al. 2020) instead of `sum(losses).backward()`: fills `.grad` of every trained parameter.

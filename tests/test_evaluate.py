@@ -9,12 +9,12 @@ from evaluate import table_cells, table_rows
 from tasks import TASKS
 
 
-def fake_run(runs, scenario, label, metrics, seed=0, left_out=None):
+def fake_run(runs, scenario, label, metrics, seed=0, left_out=None, fold=1):
     """A finished run with these metrics, and predictions of ten utterances that add up to them."""
     folder = runs / f"{scenario}-{label}{f'-seed{seed}' if seed else ''}"
     (folder / "predictions").mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"scenario": scenario, "task": label, "left_out": left_out, "setting": "tiny",
-                                                    "seed": seed, "steps": 1, "seconds": 1.0, "metrics": metrics}))
+                                                    "seed": seed, "fold": fold, "steps": 1, "seconds": 1.0, "metrics": metrics}))
     for task, values in metrics.items():
         rows = [{"id": str(i), **{m: [value / 100, 1] for m, value in values.items()}} for i in range(10)]
         (folder / "predictions" / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -34,6 +34,14 @@ def test_seeds_are_averaged_and_missing_cells_are_shown(runs):
     rows = table_rows(table_cells(evaluate.read_results(runs)), ["PR", "KS"])
     assert rows == [["scenario", "PR per↓", "KS acc↑"], ["(a) SSL", "—", "92.00"], ["(b-1) MTL all", "10.00", "95.00"],
                     ["(b-2) all but PR", "X", "96.00+"], ["(b-2) all but KS", "11.00-", "X"]]
+
+
+def test_er_is_the_mean_of_its_folds_each_the_mean_of_its_seeds(tmp_path):
+    fake_run(tmp_path, "ssl", "ER", {"ER": {"acc": 50.0}})
+    fake_run(tmp_path, "ssl", "ER", {"ER": {"acc": 60.0}}, seed=1)
+    fake_run(tmp_path, "ssl", "ER-fold2", {"ER": {"acc": 75.0}}, fold=2)
+    cells = table_cells(evaluate.read_results(tmp_path), intervals=True)
+    assert cells["(a) SSL"]["ER", "acc"] == (65.0, None, None)  # no interval: the folds have different test sets
 
 
 def test_intervals_enclose_the_value(runs):
@@ -76,5 +84,5 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     import torch
     (tmp_path / "ssl-IC").mkdir()
     torch.save({"model": Bomb()}, tmp_path / "ssl-IC" / "checkpoint.pt")
-    with pytest.raises(evaluate.EncoderError, match="not a checkpoint of ours"):
-        evaluate.load_run(tmp_path / "ssl-IC")
+    with pytest.raises(evaluate.RunError, match="no checkpoint of ours"):
+        evaluate.load_checkpoint(tmp_path / "ssl-IC")

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 import train
 from batches import Steps, Stream, collate
 from conftest import SMALL, result
-from evaluate import load_run
+from evaluate import load_checkpoint
 from model import TINY, MultiTask, random_encoder
 from scenarios import SETTINGS, Run, requested_runs, with_needs
 from tasks import TASKS
@@ -72,8 +73,8 @@ def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, runs):
     run_train(runs, "--scenario", "mtl", "--tasks", "KS,IC", "--weighting", "uncertainty", "--mtl-steps", "4",
               "--conv-gradient", "0.1")
     run_train(runs, "--scenario", "control")
-    assert "encoder" not in load_run(runs / "control-all")
-    saved, start = load_run(runs / "mtl-KS+IC"), train.build(json.loads(
+    assert "encoder" not in load_checkpoint(runs / "control-all")
+    saved, start = load_checkpoint(runs / "mtl-KS+IC"), train.build(json.loads(
         (runs / "mtl-KS+IC" / "config.json").read_text()), {"KS": 12, "IC": (6, 14, 4)}, runs).encoder.state_dict()
     moved = [name for name, tensor in saved["encoder"]["state_dict"].items() if not torch.equal(tensor, start[name])]
     still = set(start) - set(moved)
@@ -93,6 +94,35 @@ def test_changed_settings_stop_a_run_with_a_list_of_them(run_train, runs, capsys
         run_train(runs, "--scenario", "ssl", "--task", "KS", "--head-lr", "0.5")
     assert stop.value.code == 2
     assert "lr was 0.01 and is 0.5" in capsys.readouterr().err
+
+
+def test_a_run_is_out_of_date_when_what_it_was_built_on_was_made_anew(run_train, runs, tmp_path, capsys):
+    shutil.copytree(runs, tmp_path / "runs")
+    path = tmp_path / "runs" / "leave-one-out-IC" / "result.json"
+    remade = json.loads(path.read_text())
+    remade["metrics"]["KS"]["acc"] += 1
+    path.write_text(json.dumps(remade))
+    with pytest.raises(SystemExit) as stop:
+        run_train(tmp_path / "runs", "--scenario", "transfer", "--task", "IC")
+    assert stop.value.code == 2 and "built_on was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", ["--scenario all --task IC", "--scenario mtl --task IC", "--scenario ssl --tasks IC,KS"])
+def test_a_flag_that_would_be_ignored_is_an_error(run_train, tmp_path, capsys, flags):
+    with pytest.raises(SystemExit) as stop:
+        run_train(tmp_path, *flags.split())
+    assert stop.value.code == 2 and "--task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, content", [("config.json", "{"), ("checkpoint.pt", "no weights")])
+def test_a_damaged_file_of_a_run_is_one_sentence(run_train, tmp_path, capsys, name, content):
+    run_train(tmp_path, "--scenario", "ssl", "--task", "KS")
+    (tmp_path / "ssl-KS" / "result.json").unlink()
+    (tmp_path / "ssl-KS" / name).write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        run_train(tmp_path, "--scenario", "ssl", "--task", "KS")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and name in error and "train again" in error and "Traceback" not in error
 
 
 def test_a_large_rate_for_a_real_encoder_asks_for_confirmation(run_train, tmp_path, capsys):
@@ -115,7 +145,7 @@ def _same(a: Path, b: Path) -> bool:
     def flat(state, prefix=""):
         for key, value in state.items():
             yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + str(key), value)]
-    ours, theirs = (dict(flat({k: v for k, v in load_run(run).items() if k != "seconds"})) for run in (a, b))
+    ours, theirs = (dict(flat({k: v for k, v in load_checkpoint(run).items() if k != "seconds"})) for run in (a, b))
     weights = all(torch.equal(v, theirs[k]) if isinstance(v, torch.Tensor) else v == theirs[k] for k, v in ours.items())
     logs = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in open(run / "log.jsonl")] for run in (a, b)]
     scores = [json.loads((run / "result.json").read_text())["metrics"] for run in (a, b)]
