@@ -24,7 +24,8 @@ MOST_CROPS = 16      # of one long training recording
 CHUNK_SECONDS = 20   # of padded audio that go through a frozen encoder together
 
 def save(path: Path, write) -> None:
-    """`write(file)` a file such that a kill at any moment leaves the old one or the new one, never half of one."""
+    """`write(file)` a file such that a kill at any moment leaves the old one or the new one, never half of one.
+    OSError, a sentence, where that is impossible, for instance on a full disk."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -32,6 +33,8 @@ def save(path: Path, write) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({error.strerror}); make room or take another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
 

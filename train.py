@@ -16,6 +16,7 @@ Several GPUs:  torchrun --nproc_per_node 4 train.py --data DIR --scenario mtl
 """
 import argparse
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -178,7 +179,9 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     log = open(log_path if rank() == 0 else os.devnull, "a")
 
     sharing = 1 if "processes" in config else world_size()
-    streams = {name: Stream(corpus, max(1, config["batch"][name] // sharing), config["seed"], frozen["train"][name])
+    if any(size % sharing for size in config["batch"].values()):
+        raise RunError(f"a batch of {config['batch']} cannot be shared by {sharing} processes; change their number")
+    streams = {name: Stream(corpus, config["batch"][name] // sharing, config["seed"], frozen["train"][name])
                for name, corpus in corpora["train"].items()}
     loader = DataLoader(Steps(streams, rank(), world_size()), batch_size=None, sampler=range(step, config["steps"]),
                         num_workers=0 if all(frozen["train"].values()) else setting.workers, collate_fn=as_is)
@@ -196,7 +199,8 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
         encoder = {} if model.encoder.frozen else {"encoder": model.encoder.checkpoint()}
         state = {"step": step, "model": own_state(), "best": best, "seconds": time.time() - began, **encoder, **more}
         if rank() == 0:
-            save(path, lambda file: torch.save(state, file))
+            torch.save(state, content := io.BytesIO())  # a full disk then meets `save`, which can say so
+            save(path, lambda file: file.write(content.getbuffer()))
 
     model.train()
     with interruptible() as received:
@@ -247,7 +251,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
 
             if (step % setting.log_every == 0 or world_size() == 1) and anywhere(bool(received), device):
                 checkpoint(optimizer=optimizer.state_dict())
-                raise RunError(f"{folder.name}: stopped after step {step} and saved; the same command goes on from it")
+                raise KeyboardInterrupt(f"{folder.name}: stopped after step {step} and saved")
             if step % setting.save_every == 0:
                 checkpoint(optimizer=optimizer.state_dict())
 
@@ -394,8 +398,8 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{stop or 'stopped'}; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     finally:
         if dist.is_initialized():

@@ -213,7 +213,7 @@ def test_two_processes_with_half_the_batch_are_one_process_with_the_whole(one_an
     assert one.keys() == two.keys() and one
     largest = max(gradient.abs().max() for gradient in one.values())
     for key in one:
-        assert (one[key] - two[key]).abs().max() <= 1e-5 * largest, key
+        assert (one[key] - two[key]).abs().max() <= 2e-6 * largest, key
 
 
 def test_gradient_surgery_leaves_no_conflict_of_two_tasks(root):
