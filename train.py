@@ -205,9 +205,11 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     model.train()
     with interruptible() as received:
         for batches in progress:
-            # Every random number of a step follows from its number: a resumed run draws what an unbroken one would
-            # have drawn.
-            torch.manual_seed((config["seed"] * 10_000_019 + step) * 1_009 + rank())
+            # Every random number of a step follows from its number: a resumed run draws what an unbroken one would.
+            # (torch.manual_seed would do both lines, but where there is no GPU it keeps a note of every call.)
+            torch.default_generator.manual_seed((config["seed"] * 10_000_019 + step) * 1_009 + rank())
+            if device.type == "cuda":
+                torch.cuda.manual_seed(torch.initial_seed())
             for group in optimizer.param_groups:
                 group["lr"] = config["lr"] * lr_scale(step, config["warmup"], config["steps"])
 
