@@ -27,10 +27,10 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -360,52 +360,90 @@ def make_all(stages: list[list[Run]], args, setting: Setting) -> None:
         done += len(waiting)
 
 def make_together(runs: list[Run], jobs: int, args, setting: Setting) -> None:
-    """Runs that do not need each other, `jobs` at a time, each in a process with one thread."""
+    """Runs that do not need each other, `jobs` at a time, each in a process of its own with one thread."""
     names = ", ".join(run.folder(args).name for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
-    with ProcessPoolExecutor(min(jobs, len(runs)), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        futures = [pool.submit(train, run, args, setting, True) for run in runs]
+    context, waiting, running = get_context("forkserver" if os.name == "posix" else "spawn"), list(runs), []
+    with tqdm(desc=f"{names} ({jobs} at a time)", total=len(runs), unit="run") as progress:
         try:
-            for future in tqdm(as_completed(futures), f"{names} ({jobs} at a time)", len(futures), unit="run"):
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that run save at Ctrl-C; the others must not begin
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    running.append(context.Process(target=train_alone, args=(waiting.pop(0), args, setting)))
+                    running[-1].start()
+                wait([process.sentinel for process in running])
+                for process in [process for process in running if process.exitcode is not None]:
+                    running.remove(process)
+                    progress.update()
+                    if process.exitcode < 0:
+                        raise RunError(f"a run was killed by signal {-process.exitcode}, perhaps for want of memory; "
+                                       "the same command goes on, and --jobs 1 needs less")
+                    if process.exitcode > 0:
+                        sys.exit(process.exitcode)  # it has said why
+        finally:
+            for process in running:
+                os.kill(process.pid, signal.SIGINT)  # it saves first
+            for process in running:
+                process.join()
+
+def train_alone(run: Run, args, setting: Setting) -> None:
+    """One run of `make_together`."""
+    torch.set_num_threads(1)
+    with one_sentence(args.debug):
+        train(run, args, setting, quiet=True)
+
+@contextmanager
+def one_sentence(debug: bool):
+    """What the user can mend ends as one sentence and exit code 2, Ctrl-C as one and 130; all else is a bug of ours."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        print(f"{str(stop) or 'stopped'}; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except (DataError, EncoderError, RunError, OSError, RuntimeError) as error:
+        known = {"DataLoader worker": "a process that reads audio was killed, perhaps for want of memory; the same "
+                                      "command goes on from the last checkpoint, and fewer --workers need less",
+                 "out of memory": "the memory is full; take a smaller batch (--head-batch, --mtl-batch, --transfer-batch)",
+                 "Connection": "another process of this run has died; the same command goes on from the last checkpoint"}
+        text = str(error)
+        if isinstance(error, RuntimeError):
+            text = next((sentence for sign, sentence in known.items() if sign in text), None)
+        if debug or text is None:
             raise
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(2)
 
 def main() -> None:
     args = arguments()
-    if args.device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if world_size() > 1:
-        dist.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=timedelta(hours=12))
-    try:
-        setting, seeds, folds = setting_of(args), args.seed, args.fold
-        if args.data == Path("data/toy") and not args.data.exists() and rank() == 0:
-            say("making the toy corpus in data/toy (once)")
-            toy.write_corpus(args.data)
-        if dist.is_initialized():
-            dist.barrier()
-        for args.seed, args.fold in itertools.product(seeds, folds):
-            stages = with_needs(requested_runs(args), args)
-            if args.dry_run:
-                return dry_run(stages, args, setting)
-            make_all(stages, args, setting)
-        if rank() == 0:
-            print()
-            print_results(args.runs, args.task if args.scenario in ("ssl", "transfer") and args.task else list(TASKS))
-        if args.scenario == "all" and rank() == 0:
-            graphs = [sys.executable, Path(__file__).with_name("graphs.py"), "--runs", args.runs, "--out", args.out]
-            subprocess.run([*graphs, "--seed", *map(str, seeds)], check=True)
-    except (DataError, EncoderError, RunError, OSError) as error:
-        if args.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        print(f"{stop or 'stopped'}; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with one_sentence(args.debug):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if args.device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        if world_size() > 1:
+            dist.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=timedelta(hours=12))
+        try:
+            make_requested(args)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+def make_requested(args) -> None:
+    """Everything that the command line asks for, then the table, and for "all" the graphs."""
+    setting, seeds, folds = setting_of(args), args.seed, args.fold
+    if args.data == Path("data/toy") and not args.data.exists() and rank() == 0:
+        say("making the toy corpus in data/toy (once)")
+        toy.write_corpus(args.data)
+    if dist.is_initialized():
+        dist.barrier()
+    for args.seed, args.fold in itertools.product(seeds, folds):
+        stages = with_needs(requested_runs(args), args)
+        if args.dry_run:
+            return dry_run(stages, args, setting)
+        make_all(stages, args, setting)
+    if rank() == 0:
+        print()
+        print_results(args.runs, args.task if args.scenario in ("ssl", "transfer") and args.task else list(TASKS))
+    if args.scenario == "all" and rank() == 0:
+        graphs = [sys.executable, Path(__file__).with_name("graphs.py"), "--runs", args.runs, "--out", args.out]
+        subprocess.run([*graphs, "--seed", *map(str, seeds)], check=True)
 
 if __name__ == "__main__":
     main()
