@@ -23,7 +23,6 @@ import toy
 CLUSTERS = 64
 HOP, WINDOW = 320, 400  # samples between two frames of the convolutions, and samples that one frame sees
 
-
 def mfcc_frames(wave: torch.Tensor) -> torch.Tensor:
     """13 MFCCs with first and second differences, (N,) -> (T, 39), on exactly the encoder's frames (no centre
     padding)."""
@@ -32,7 +31,6 @@ def mfcc_frames(wave: torch.Tensor) -> torch.Tensor:
     static = mfcc(wave)  # (13, T)
     delta = torchaudio.functional.compute_deltas(static)
     return torch.cat([static, delta, torchaudio.functional.compute_deltas(delta)]).T
-
 
 def kmeans(points: torch.Tensor, clusters: int, iterations: int, generator: torch.Generator) -> torch.Tensor:
     """Lloyd's algorithm: (P, F) points -> (clusters, F) centres, started from random points. An empty cluster keeps
@@ -45,7 +43,6 @@ def kmeans(points: torch.Tensor, clusters: int, iterations: int, generator: torc
         centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centres)
     return centres
 
-
 def cluster_labels(waves: list[torch.Tensor], generator: torch.Generator) -> list[torch.Tensor]:
     """The cluster of each frame of each utterance: a list of (T,) int64."""
     frames = [mfcc_frames(wave) for wave in tqdm(waves, desc="MFCCs", unit="utt")]
@@ -53,7 +50,6 @@ def cluster_labels(waves: list[torch.Tensor], generator: torch.Generator) -> lis
     mean, std = together.mean(0), together.std(0)
     centres = kmeans((together - mean) / std, CLUSTERS, 20, generator)
     return [torch.cdist((f - mean) / std, centres).argmin(1) for f in frames]
-
 
 def batch_of_crops(waves: list, labels: list, chosen: list[int], generator: torch.Generator) -> tuple:
     """Crops of equal length (the shortest utterance's), so that there is no padding: waves (B, N), labels (B, T)."""
@@ -63,12 +59,10 @@ def batch_of_crops(waves: list, labels: list, chosen: list[int], generator: torc
     crops = torch.stack([waves[i][s * HOP:s * HOP + samples] for i, s in zip(chosen, starts)])
     return crops, torch.stack([labels[i][s:s + frames] for i, s in zip(chosen, starts)])
 
-
 def similar_lengths(labels: list, indices: torch.Tensor, batch: int) -> list[list[int]]:
     """Batches of neighbours in length, so that cropping to the shortest throws little away."""
     order = sorted(indices.tolist(), key=lambda i: len(labels[i]))
     return [order[k:k + batch] for k in range(0, len(order) - batch + 1, batch)]
-
 
 def masked_prediction(net, waves: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy and accuracy over the masked frames; torchaudio puts the right cluster's logit in column 0."""
@@ -76,7 +70,6 @@ def masked_prediction(net, waves: torch.Tensor, labels: torch.Tensor) -> tuple[t
     target = torch.zeros(len(logits), dtype=torch.long)
     loss = torch.nn.functional.cross_entropy(logits, target)
     return loss + 10 * penalty, (logits.argmax(1) == 0).float().mean()
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,7 +131,6 @@ def main() -> None:
             weights = {name: tensor.half() for name, tensor in net.wav2vec2.state_dict().items()}
             torch.save({"config": sizes, "state_dict": weights, "command": command}, args.out)
             args.out.with_suffix(".jsonl").write_text("".join(json.dumps(point) + "\n" for point in curve))
-
 
 if __name__ == "__main__":
     main()
