@@ -4,9 +4,9 @@ Pure functions on plain lists; every metric is a fraction, percent is for showin
 batch by batch: each utterance (or trial) adds a pair of numbers (a, b), and one reduction of all pairs, `ratio` or
 `eer`, is the metric. Error bars resample these same pairs.
 
-    PER, WER  phone, word error rate           (errors, tokens)        slot F1   types of slots found   (F1, 1)
-    DER       diarization error rate           (error s, speech s)     slot CER  errors in them     (errors, characters)
-    EER       equal error rate of yes and no   (label, score)          accuracy                         (correct, 1)
+    PER, WER: phone, word error rate   (errors, tokens)         slot F1: types of slots found   (F1, 1)
+    DER: diarization error rate        (error s, speech s)      slot CER: their values          (errors, characters)
+    EER: equal error rate              (label, score)           accuracy                        (correct, 1)
 
 Shapes: n utterances or trials, K training seeds, S bootstrap resamples.
 """
