@@ -12,7 +12,6 @@ Writes edges.json, improvement.dot, hurt.dot, fig2.svg, fig2.png. K seeds, n utt
 """
 import argparse
 import json
-from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
+from evaluate import read_results
 from metrics import paired_bootstrap
 from tasks import TASKS, Metric
 
@@ -45,33 +45,31 @@ def paper_changes() -> dict[tuple[str, str], tuple]:
             changes[source, target] = 100 * (scores[metric] / table["mtl"][target][metric] - 1), None, None
     return changes
 
-def read_pairs(run: Path, seeds: list[int], task: str, missing: dict[Path, list]) -> list[dict]:
-    """The test predictions of each seed of a run: (id, reference) -> the two numbers that the utterance adds to the
-    task's metric, sorted. A file that is not there is noted in `missing`; ValueError if one is broken."""
-    metric, found = drawn_metric(task).name, []
-    for seed in seeds:
-        path = Path(f"{run}-seed{seed}" if seed else run) / "predictions" / f"{task}.jsonl"
-        if not path.exists():
-            missing[path.parent].append(task)
-            continue
-        try:
-            rows = sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["id"])
-            found.append({(row["id"], str(row["reference"])): row[metric] for row in rows})
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path} has no {metric} of every utterance ({error!r}); delete the run") from error
+def read_pairs(results: list[dict], task: str) -> list[dict[tuple, list]]:
+    """For each run, (id, reference) of a test utterance -> the two numbers that it adds to the task's metric."""
+    found = []
+    for result in results:
+        if task in result["metrics"]:
+            lines = (result["path"] / "predictions" / f"{task}.jsonl").read_text().splitlines()
+            rows = sorted(map(json.loads, lines), key=lambda row: row["id"])
+            found.append({(row["id"], str(row["reference"])): row[drawn_metric(task).name] for row in rows})
     return found
 
 def run_changes(runs: Path, seeds: list[int]) -> tuple[dict[tuple[str, str], tuple], list[str]]:
     """(source, target) -> (change, low, high), and notes on what is missing; ValueError if nothing can be compared.
     low, high: 95 % interval of the change; all three in percent of the target's metric in mtl-all."""
-    changes, notes, missing = {}, [], defaultdict(list)
+    changes, notes, tested = {}, [], {name: [] for name in ("mtl-all", *(f"leave-one-out-{task}" for task in TASKS))}
+    for result in read_results(runs):
+        name = f"{result['scenario']}-{result['task']}"
+        if name in tested and result["seed"] in seeds and result["fold"] == 1:
+            tested[name].append(result)
     for target in TASKS:
-        metric, before = drawn_metric(target), read_pairs(runs / "mtl-all", seeds, target, missing)
+        metric, before = drawn_metric(target), read_pairs(tested["mtl-all"], target)
         value = np.mean([metric.reduce([*pairs.values()]) for pairs in before] or [0.0])
         if before and value == 0:
             notes.append(f"no edges to {target}: {metric.name} of mtl-all is 0, and changes are relative to it")
-        for source in (name for name in TASKS if name != target):
-            after = read_pairs(runs / f"leave-one-out-{source}", seeds, target, missing)
+        for source in TASKS:
+            after = read_pairs(tested[f"leave-one-out-{source}"], target)
             if value == 0 or not after:
                 continue
             if any([*pairs] != [*before[0]] for pairs in before + after):
@@ -80,9 +78,9 @@ def run_changes(runs: Path, seeds: list[int]) -> tuple[dict[tuple[str, str], tup
             both = ([[*pairs.values()] for pairs in run] for run in (before, after))  # (K, n, 2) each
             changes[source, target] = tuple(100 * x / value for x in paired_bootstrap(*both, metric.reduce))
     if not changes:
-        raise ValueError(f"nothing to draw: no task was tested in {runs}/mtl-all and in a {runs}/leave-one-out-NAME; "
-                         "train.py makes them with --scenario mtl and leave-one-out")
-    return changes, notes + [f"no predictions in {folder}: {' '.join(names)}" for folder, names in missing.items()]
+        raise ValueError(f"nothing to draw: {runs} needs finished runs mtl-all and leave-one-out-NAME (train.py)")
+    notes += [f"{len(found)} of {len(seeds)} runs {name}" for name, found in tested.items() if len(found) < len(seeds)]
+    return changes, notes
 
 def make_edges(changes: dict[tuple[str, str], tuple]) -> list[dict]:
     """The edges that the rule in Fig. 2's caption makes of (change, low, high): first improvement, then hurt."""

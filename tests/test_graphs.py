@@ -148,12 +148,16 @@ def test_getting_worse_without_a_task_is_an_edge_of_the_improvement_graph(target
 # Our own runs.
 
 def write(runs, run, task, **metrics):
-    """A file of predictions: per metric, one pair of numbers per utterance."""
+    """A finished run's predictions: per metric, one pair of numbers per utterance."""
     path = runs / run / "predictions" / f"{task}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"id": f"u{i:03d}", "reference": "r", "prediction": "p", **dict(zip(metrics, map(list, pairs)))}
             for i, pairs in enumerate(zip(*metrics.values(), strict=True))]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scenario, left_out, seed = re.fullmatch("(mtl|leave-one-out)-([A-Za-z]+)(?:-seed(.))?", run).groups()
+    tested = {file.stem: {} for file in path.parent.iterdir()}
+    (runs / run / "result.json").write_text(json.dumps(
+        {"scenario": scenario, "task": left_out, "seed": int(seed or 0), "fold": 1, "metrics": tested}))
 
 @pytest.fixture
 def runs(tmp_path):
@@ -210,15 +214,19 @@ def test_seeds_are_averaged_where_they_exist(runs, tmp_path, capsys):
     assert edges["ER"]["low"] == 20 and edges["ER"]["high"] == 60  # seeds are drawn as well
     assert edges["KS"]["change"] == 3   # seed 0 only
     said = capsys.readouterr().out
-    assert re.search("no predictions in .*mtl-all-seed2/predictions: .*ASR", said)
-    assert re.search("no predictions in .*leave-one-out-KS-seed1/predictions: .*ASR", said)
-    assert not re.search("no predictions in .*leave-one-out-ER-seed1/predictions: .*ASR", said)
+    assert "note: 2 of 3 runs mtl-all\n" in said and "note: 1 of 3 runs leave-one-out-KS\n" in said
 
 def test_missing_runs_mean_fewer_edges_and_are_said_aloud(runs, tmp_path, capsys):
     assert len(graph("--runs", runs, "--out", tmp_path)) == 2
     said = capsys.readouterr().out
-    assert f"note: no predictions in {runs / 'leave-one-out-PR' / 'predictions'}: ASR SF" in said
-    assert f"note: no predictions in {runs / 'mtl-all' / 'predictions'}: PR SF" in said
+    assert "note: 0 of 1 runs leave-one-out-PR\n" in said and "leave-one-out-ER" not in said
+
+def test_an_unfinished_run_and_another_fold_are_left_out(runs, tmp_path):
+    (runs / "leave-one-out-KS/result.json").unlink()
+    path = runs / "leave-one-out-ER/result.json"
+    path.write_text(path.read_text().replace('"fold": 1', '"fold": 2'))
+    write(runs, "leave-one-out-PR", "ASR", wer=[(6, 10)] * 200)
+    assert [edge["source"] for edge in graph("--runs", runs, "--out", tmp_path)] == ["PR"]
 
 @pytest.mark.parametrize("group", ["paralinguistics", "a fifth group"])
 def test_a_tenth_task_is_a_node_with_no_more_than_its_row_in_tasks_py(runs, tmp_path, monkeypatch, group):
@@ -242,11 +250,8 @@ def test_runs_without_any_change_give_two_empty_graphs(runs, tmp_path):
     assert graph("--runs", runs, "--out", tmp_path) == []
 
 @pytest.mark.parametrize("spoil, sentence", [
-    (lambda runs: (runs / "mtl-all/predictions/ASR.jsonl").unlink(), "nothing to draw"),
+    (lambda runs: (runs / "mtl-all/result.json").unlink(), "nothing to draw"),
     (lambda runs: write(runs, "mtl-all", "ASR", wer=[(5, 10)] * 3), "other utterances"),
-    (lambda runs: write(runs, "mtl-all", "ASR", acc=[(5, 10)] * 200), "has no wer of every utterance"),
-    (lambda runs: (runs / "leave-one-out-ER/predictions/ASR.jsonl").write_text('{"id": "u0'), "ER/predictions/ASR"),
-    (lambda runs: (runs / "leave-one-out-ER/predictions/ASR.jsonl").write_text(""), "other utterances"),
     (lambda runs: write(runs, "mtl-all", "ASR", wer=[(0, 0)] * 200), "nothing to score")])
 def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(runs, tmp_path, capsys, spoil, sentence):
     spoil(runs)
@@ -275,7 +280,8 @@ def test_a_dot_file_is_balanced_and_holds_each_node_and_edge_once(tmp_path, name
     assert first.startswith(f"digraph {name} {{") and last == "}"
     assert all(re.fullmatch(r'  "\w+"( -> "\w+" \[(\w+=("[^"]*"|[\w.]+)(, )?)+\])?;', line) for line in body)
     assert [re.findall(r'"(\w+)"', line.split("[")[0]) for line in body] == \
-        [[task] for task in sorted(TASKS, key=lambda task: TASKS[task].group)] + [[edge["source"], edge["target"]] for edge in edges]
+        [[task] for task in sorted(TASKS, key=lambda task: TASKS[task].group)] + \
+        [[edge["source"], edge["target"]] for edge in edges]
 
 @pytest.mark.parametrize("name", ["improvement", "hurt", "everything"])
 def test_an_arrow_keeps_off_its_reverse_and_off_the_names_of_other_tasks(name):

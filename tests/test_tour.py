@@ -75,8 +75,15 @@ def test_tour_says_in_one_sentence_which_data_are_missing(tmp_path, monkeypatch,
     assert re.fullmatch(r"error: .*nothing called .*\n", capsys.readouterr().err)
 
 def test_a_label_takes_two_lines_at_most():
-    assert tour.in_lines("down") == ["down"]
-    assert tour.in_lines(["change language", "Korean", "none"]) == ["change language, Korean, none"]
-    assert tour.in_lines(1) == ["the same speaker"] and tour.in_lines(0.891) == ["cosine 0.89"]
-    lines = tour.in_lines(["AH0"] * 40)
+    assert tour.in_lines("label", "down") == "label: down"
+    assert tour.in_lines("head", ["change language", "Korean", "none"]) == "head: change language, Korean, none"
+    assert tour.in_lines("label", 1) == "label: the same speaker" and tour.in_lines("head", 0.891) == "head: cosine 0.89"
+    lines = tour.in_lines("label", ["AH0"] * 40).splitlines()
     assert len(lines) == 2 and lines[1].endswith("…") and max(map(len, lines)) <= tour.COLUMNS
+
+def test_a_trial_is_heard_as_its_two_utterances_with_a_pause(root):
+    corpus = TASKS["ASV"].read(root, "test")
+    name, wave, reference = tour.pick(corpus)
+    first, second = (next(u for u in corpus.utterances if u.id == id) for id in name.split())
+    assert len(wave) == first.samples + 4800 + second.samples and not wave[first.samples:first.samples + 4800].any()
+    assert reference in (0, 1)
