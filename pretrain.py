@@ -32,23 +32,19 @@ def mfcc_frames(wave: Tensor) -> Tensor:
     delta = torchaudio.functional.compute_deltas(static)
     return torch.cat([static, delta, torchaudio.functional.compute_deltas(delta)]).T
 
-def kmeans(points: Tensor, generator: torch.Generator) -> Tensor:
-    """20 rounds of Lloyd's algorithm from random points: (P, 39) -> centres (K, 39). An empty cluster stays."""
-    centres = points[torch.randperm(len(points), generator=generator)[:CLUSTERS]]
+def cluster_labels(waves: list[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The k-means cluster of each frame of each utterance, (T,) int64 each: 20 rounds of Lloyd's algorithm from random
+    points. A cluster that nobody is in stays where it is."""
+    frames = [mfcc_frames(wave) for wave in tqdm(waves, desc="MFCCs", unit="utt")]
+    points = torch.cat(frames)
+    points = (points - points.mean(0)) / points.std(0)  # (P, 39)
+    centres = points[torch.randperm(len(points), generator=generator)[:CLUSTERS]]  # (K, 39)
     for _ in tqdm(range(20), desc="k-means", unit="round"):
         nearest = torch.cdist(points, centres).argmin(1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
         counts = torch.bincount(nearest, minlength=CLUSTERS)[:, None]
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
-    return centres
-
-def cluster_labels(waves: list[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """The cluster of each frame of each utterance: a list of (T,) int64."""
-    frames = [mfcc_frames(wave) for wave in tqdm(waves, desc="MFCCs", unit="utt")]
-    together = torch.cat(frames)
-    mean, std = together.mean(0), together.std(0)
-    centres = kmeans((together - mean) / std, generator)
-    return [torch.cdist((f - mean) / std, centres).argmin(1) for f in frames]
+    return torch.cdist(points, centres).argmin(1).split([len(f) for f in frames])
 
 def similar_lengths(labels: list[Tensor], utterances: range, batch: int) -> list[list[int]]:
     """Batches of neighbours in length, so that cropping to the shortest throws little away."""
