@@ -29,7 +29,7 @@ PAPER = Path(__file__).with_name("paper_table1.json")
 # Caption of Fig. 2: width -> smallest change in percent, legend, line width as drawn (points).
 WIDTHS = {"thick": (8.0, "≥ 8 % change", 3.0), "medium": (2.0, "2–8 %", 1.6), "thin": (0.5, "0.5–2 %", 0.7)}
 GRAPHS = {"improvement": ("#1b6ca8", "A is worse without B"), "hurt": ("#b5442e", "A is better without B")}
-LOOKS = [("#a9d0ea", "o"), ("#e6c6e1", "p"), ("#bfe3a5", "h"), ("#fdd08a", "s")]  # fill and marker of a group of tasks
+LOOKS = [("#a9d0ea", "o"), ("#e6c6e1", "p"), ("#bfe3a5", "h"), ("#fdd08a", "s"), ("#f3b5a5", "8")]  # fill and marker
 DASHES, DARK = (0, (3.2, 1.6)), "#333333"
 
 def drawn_metric(task: str) -> Metric:
@@ -61,7 +61,7 @@ def run_changes(runs: Path, seeds: list[int]) -> tuple[dict[tuple[str, str], tup
     changes, notes, tested = {}, [], {name: [] for name in ("mtl-all", *(f"leave-one-out-{task}" for task in TASKS))}
     for result in read_results(runs):
         name = f"{result['scenario']}-{result['task']}"
-        if name in tested and result["seed"] in seeds and result["fold"] == 1:
+        if name in tested and result["seed"] in seeds and result["fold"] == 1:  # other folds, other utterances
             tested[name].append(result)
     for target in TASKS:
         metric, before = drawn_metric(target), read_pairs(tested["mtl-all"], target)
@@ -123,7 +123,8 @@ def draw(edges: list[dict], tasks: list[str], title: str) -> Figure:
     legend += [Line2D([], [], color=DARK, linewidth=points, label=text) for _, text, points in WIDTHS.values()]
     if any("low" in edge for edge in edges):
         legend.append(Line2D([], [], color=DARK, linestyle=DASHES, label="may be 0 (95 %)"))
-    figure.legend(handles=legend, title=title, loc="lower center", ncols=len(legend), frameon=False, fontsize=8)
+    figure.legend(handles=legend, title=title, loc="lower center", ncols=len(legend), frameon=False, fontsize=8,
+                  columnspacing=1.4)
     return figure
 
 def dot(graph: str, edges: list[dict], tasks: list[str]) -> str:
