@@ -55,10 +55,10 @@ def read_pairs(results: list[dict], task: str) -> list[dict[tuple, list]]:
             found.append({(row["id"], str(row["reference"])): row[drawn_metric(task).name] for row in rows})
     return found
 
-def run_changes(runs: Path, seeds: list[int]) -> tuple[dict[tuple[str, str], tuple], list[str]]:
-    """(source, target) -> (change, low, high), and notes on what is missing; ValueError if nothing can be compared.
-    low, high: 95 % interval of the change; all three in percent of the target's metric in mtl-all."""
-    changes, notes, tested = {}, [], {name: [] for name in ("mtl-all", *(f"leave-one-out-{task}" for task in TASKS))}
+def run_changes(runs: Path, seeds: list[int]) -> dict[tuple[str, str], tuple]:
+    """(source, target) -> (change, low, high): 95 % interval of the change; all in percent of the target's metric in
+    mtl-all. Prints what is missing; ValueError if nothing can be compared."""
+    changes, tested = {}, {name: [] for name in ("mtl-all", *(f"leave-one-out-{task}" for task in TASKS))}
     for result in read_results(runs):
         name = f"{result['scenario']}-{result['task']}"
         if name in tested and result["seed"] in seeds and result["fold"] == 1:  # other folds, other utterances
@@ -67,7 +67,7 @@ def run_changes(runs: Path, seeds: list[int]) -> tuple[dict[tuple[str, str], tup
         metric, before = drawn_metric(target), read_pairs(tested["mtl-all"], target)
         value = np.mean([metric.reduce([*pairs.values()]) for pairs in before] or [0.0])
         if before and value == 0:
-            notes.append(f"no edges to {target}: {metric.name} of mtl-all is 0, and changes are relative to it")
+            print(f"note: no edges to {target}: {metric.name} of mtl-all is 0, and changes are relative to it")
         for source in TASKS:
             after = read_pairs(tested[f"leave-one-out-{source}"], target)
             if value == 0 or not after:
@@ -79,8 +79,10 @@ def run_changes(runs: Path, seeds: list[int]) -> tuple[dict[tuple[str, str], tup
             changes[source, target] = tuple(100 * x / value for x in paired_bootstrap(*both, metric.reduce))
     if not changes:
         raise ValueError(f"nothing to draw: {runs} needs finished runs mtl-all and leave-one-out-NAME (train.py)")
-    notes += [f"{len(found)} of {len(seeds)} runs {name}" for name, found in tested.items() if len(found) < len(seeds)]
-    return changes, notes
+    for name, found in tested.items():
+        if len(found) < len(seeds):
+            print(f"note: {len(found)} of {len(seeds)} runs {name}")
+    return changes
 
 def make_edges(changes: dict[tuple[str, str], tuple]) -> list[dict]:
     """The edges that the rule in Fig. 2's caption makes of (change, low, high): first improvement, then hurt."""
@@ -144,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"))
     args = parser.parse_args(arguments)
     try:
-        changes, notes = (paper_changes(), []) if args.paper else run_changes(args.runs, args.seed)
+        changes = paper_changes() if args.paper else run_changes(args.runs, args.seed)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
     edges = make_edges(changes)
@@ -162,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     for row in [("graph", "source", "target", "width", "change, %", "low", "high", "significant"),
                 *(edge.values() for edge in edges)]:
         print("".join(f"{value!s:12}" for value in row).rstrip())
-    print(*(f"note: {note}" for note in notes), f"wrote edges.json, *.dot, fig2.svg, fig2.png to {args.out}", sep="\n")
+    print(f"wrote edges.json, *.dot, fig2.svg, fig2.png to {args.out}")
 
 if __name__ == "__main__":
     main()
