@@ -3,15 +3,16 @@
     python toy.py [--out data/toy] [--seed 0]
 
 It stands in for the data of SUPERB (paper, sec. 4.1). The voice is a source and a filter (Klatt, 1980), frame by frame
-in the frequency domain: glottal pulses and noise, times the response of five formants. Phones are targets for the
-formants, and smoothing makes one glide into the next. What there is to say, and how it sounds, is in toy.ini.
+in the frequency domain: the pulses of the vocal folds and noise, times the response of five formants, the resonances
+of mouth and throat, which tell one vowel from another. Phones are targets for the formants, and smoothing makes one
+glide into the next. What there is to say, and how it sounds, is in toy.ini.
 
 T frames (10 ms), F = 241 frequency bins, N samples (16 kHz)."""
 import argparse
 import configparser
 import itertools
 import os
-from collections import Counter, defaultdict, namedtuple
+from collections import defaultdict, namedtuple
 from concurrent.futures import ProcessPoolExecutor
 from hashlib import sha1
 from pathlib import Path
@@ -146,7 +147,7 @@ def unlabelled(seconds, seed=0):
         waves.append(render(_clip(rng, "", (expand(rng.choice(SAYINGS), rng)[0], speaker))))
     return waves
 
-# ------------------------------------------------ the corpus: every dataset yields clips, and lines of its text files
+# The corpus: every dataset yields clips, and (text file, one line of it); n(count, least) is a count as scaled by plan.
 
 def _cast(rng, n, *groups):
     """Groups (split, number of the first speaker, speakers, turns of each) -> split, number, speaker, turn."""
@@ -279,7 +280,7 @@ def _write(root, clip):
     soundfile.write(Path(root, clip.path), np.round(render(clip) * 32767).astype(np.int16), SAMPLE_RATE)
 
 def write_corpus(root, seed=0, scale=1.0):
-    """Write the corpus into the new folder `root`; the same seed gives the same bytes. -> {dataset: sound files}."""
+    """Write the corpus into a new folder; the same seed gives the same bytes. FileExistsError if `root` is there."""
     if any(Path(root).glob("*")):
         raise FileExistsError(f"{root} is not empty: remove it, or choose another folder")
     clips, texts = plan(seed, scale)
@@ -290,11 +291,9 @@ def write_corpus(root, seed=0, scale=1.0):
     with ProcessPoolExecutor(min(os.cpu_count(), 2)) as pool:
         list(tqdm(pool.map(_write, [partial] * len(clips), clips, chunksize=16), "toy corpus", len(clips)))
     partial.rename(root)
-    return Counter(clip.path.split("/")[0] for clip in clips)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", dest="root", default="data/toy", help="a new folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    for dataset, count in write_corpus(**vars(parser.parse_args())).items():
-        print(f"{dataset:32}{count:6d} sound files")
+    write_corpus(**vars(parser.parse_args()))

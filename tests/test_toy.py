@@ -21,12 +21,10 @@ KEYWORDS = set("yes no up down left right on off stop go".split())
 MAN = toy.Speaker(pitch=0.0, melody=0.3, rate=0.5, level=0.0, breath=0.02, tilt=1.0, scale=[1.0] * 5)
 WOMAN = MAN._replace(pitch=8.0, scale=[1.2, 1.15, 1.18, 1.1, 1.1])
 
-
 @pytest.fixture(scope="module")
 def full():
     """(clips, texts) of the whole corpus, as planned, without sound."""
     return toy.plan(seed=0)
-
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
@@ -34,7 +32,6 @@ def small(tmp_path_factory):
     root = tmp_path_factory.mktemp("toy") / "corpus"
     toy.write_corpus(root, seed=0, scale=0.02)
     return root
-
 
 def middle_of(phone, word, speaker):
     """The samples of the middle half of a phone in a word."""
@@ -45,7 +42,6 @@ def middle_of(phone, word, speaker):
         start += frames
     return toy.speak(word, speaker, 1)[160 * (start + frames // 4):160 * (start + frames - frames // 4)]
 
-
 def formants_of(samples, order=18):
     """Frequencies in Hz of the poles of linear prediction, those that are sharp enough to be formants."""
     samples = np.append(samples[0], samples[1:] - 0.95 * samples[:-1]) * np.hamming(len(samples))
@@ -54,7 +50,6 @@ def formants_of(samples, order=18):
     poles = np.roots(np.append(1, -np.linalg.solve(toeplitz, r[1:])))
     poles = poles[(poles.imag > 0) & (-np.log(abs(poles)) * 16000 / np.pi < 500)]
     return np.sort(np.angle(poles)) * 16000 / (2 * np.pi)
-
 
 @pytest.mark.parametrize("speaker", [MAN, WOMAN], ids=["man", "woman"])
 @pytest.mark.parametrize("phone, word", [
@@ -66,14 +61,12 @@ def test_the_formants_of_a_vowel_are_where_the_table_and_the_speaker_put_them(ph
         wanted = toy.PHONES[phone][0, 1 + k] * speaker.scale[k]
         assert min(abs(found - wanted)) < max(0.1 * wanted, 70), f"F{k + 1}: {wanted:.0f} Hz, found {found.round()}"
 
-
 def test_the_pitch_is_the_speakers():
     for pitch in (0.0, 12.0):
         samples = middle_of("AA1", "stop", MAN._replace(pitch=pitch, melody=0.0))
         r = np.correlate(samples, samples, "full")[len(samples) - 1:]
         period = 40 + np.argmax(r[40:250])
         assert abs(16000 / period / (100 * 2 ** (pitch / 12)) - 1) < 0.12   # utterances wander, by some 0.7 semitones
-
 
 def test_emotions_differ_in_energy_and_pitch_and_rate():
     def average(emotion):
@@ -90,7 +83,6 @@ def test_emotions_differ_in_energy_and_pitch_and_rate():
     pitch = {name: toy.feel(MAN, name).pitch for name in toy.EMOTIONS}
     assert pitch["sad"] < pitch["neu"] < pitch["ang"] < pitch["hap"]
 
-
 def test_timing_tells_where_the_words_are():
     words = "stop , go"
     samples, parts = toy.speak(words, MAN, 3), toy.timing(words, MAN, 3)
@@ -101,13 +93,11 @@ def test_timing_tells_where_the_words_are():
     energy = (samples.reshape(-1, 160) ** 2).mean(1)
     assert inner.sum() > 5 and energy[inner].max() < 1e-4 * energy[~silent].mean()
 
-
 def test_a_room_adds_noise_at_its_signal_to_noise_ratio():
     for snr in (15, 30):
         samples = toy.render(toy.Clip("", (), (6.0, snr, 0.7, 0.0), 0, 2.0))
         assert len(samples) == 32000 and samples.dtype == np.float32
         assert abs(20 * np.log10(samples.std() / 0.025) - 6 + snr) < 0.3
-
 
 def test_unlabelled_speech_is_long_enough_and_repeatable():
     waves = toy.unlabelled(20, seed=3)
@@ -115,7 +105,6 @@ def test_unlabelled_speech_is_long_enough_and_repeatable():
     assert all(x.dtype == np.float32 and abs(x).max() <= 1 for x in waves)
     assert all(np.array_equal(a, b) for a, b in zip(waves, toy.unlabelled(20, seed=3)))
     assert not np.array_equal(waves[0][:4000], toy.unlabelled(1, seed=4)[0][:4000])
-
 
 def test_every_word_has_a_pronunciation_in_superbs_phones():
     assert set(chain(*toy.LEXICON.values())) <= SUPERB_PHONES <= set(toy.PHONES)
@@ -125,7 +114,6 @@ def test_every_word_has_a_pronunciation_in_superbs_phones():
     assert {token[1:-1] for token in tokens if token[0] == "<"} <= set(toy.GRAMMAR)
     pronunciations = Counter(map(tuple, toy.LEXICON.values()))
     assert max(pronunciations.values()) == 1                                # no two words sound alike
-
 
 def test_the_corpus_has_its_sizes(full):
     clips, texts = full
@@ -142,7 +130,6 @@ def test_the_corpus_has_its_sizes(full):
     assert set(test) == KEYWORDS | {"_unknown_", "_silence_"} and set(test.values()) == {42}
     assert len({clip.path for clip in clips}) == len(clips) and len({clip.seed for clip in clips}) == len(clips)
 
-
 def test_the_keyword_hash_puts_every_clip_into_the_split_meant(full):
     clips, texts = full
     listed = {split: set(texts[f"speech_commands_v0.01/{split}_list.txt"]) for split in ("validation", "testing")}
@@ -155,7 +142,6 @@ def test_the_keyword_hash_puts_every_clip_into_the_split_meant(full):
             assert all((f"{word}/{file}" in listed[name]) == (name == split) for name in listed)
             words[split].add(word)
     assert len(listed["validation"]) == 121 and KEYWORDS < words["train"] & words["validation"]
-
 
 def test_no_snips_sentence_is_said_twice_and_every_slot_is_in_every_split(full):
     _, texts = full
@@ -171,7 +157,6 @@ def test_no_snips_sentence_is_said_twice_and_every_slot_is_in_every_split(full):
     assert labels["train"] == labels["valid"] == labels["test"] == set(texts["SNIPS/slots.txt"])
     assert texts["SNIPS/slots.txt"][0] == "O" and {"playlist", "playlist_owner"} < labels["test"]
 
-
 def test_trials_are_of_speakers_that_no_training_set_has(full):
     clips, texts = full
     people = {file: {path[:7] for line in texts[f"VoxCeleb1/{file}.txt"] for path in line.split()[1:]}
@@ -186,7 +171,6 @@ def test_trials_are_of_speakers_that_no_training_set_has(full):
             assert (a[:7] == b[:7]) == (label == "1") and a != b
     assert texts["VoxCeleb1/veri_test.txt"] == texts["VoxCeleb1/voxceleb1_test_v2.txt"]
 
-
 def test_no_voice_is_in_two_splits(full):
     tables = {line.split(",")[1]: split for split in ("train", "valid", "test")
               for line in full[1][f"fluent_speech_commands_dataset/data/{split}_data.csv"]}
@@ -199,7 +183,6 @@ def test_no_voice_is_in_two_splits(full):
             splits[tuple(speaker.scale)].add((dataset, split.get(dataset)))
     assert len(splits) > 1000 and all(len(found) == 1 for found in splits.values())
 
-
 def test_every_intent_occurs_in_training(full):
     rows = {split: [line.split(",") for line in full[1][f"fluent_speech_commands_dataset/data/{split}_data.csv"]]
             for split in ("train", "test")}
@@ -208,12 +191,10 @@ def test_every_intent_occurs_in_training(full):
     assert len(intents) == 31 and {tuple(row[4:]) for row in rows["test"][1:]} == intents
     assert [len(set(column)) for column in zip(*intents)] == [6, 14, 4]
 
-
 def test_vox_clips_are_longer_than_asv_wants(full):
     seconds = [sum(frames for *_, frames in toy.timing(*clip.voices[0])) / 100
                for clip in full[0] if clip.path.startswith("VoxCeleb1/dev")]
     assert 2.05 < min(seconds) and np.mean(seconds) < 3
-
 
 def test_mixtures_have_silence_one_voice_and_overlap(full):
     _, texts = full
@@ -225,7 +206,6 @@ def test_mixtures_have_silence_one_voice_and_overlap(full):
         share = sum(np.bincount(frames[:round(100 * float(length[mix]))], minlength=3) for mix, frames in count.items())
         share = share / share.sum()
         assert len(count) == len(length) and 0.03 < share[0] < 0.3 and share[1] > 0.3 and share[2] > 0.2, share
-
 
 def test_rttm_and_segments_agree_with_the_sound(small):
     folder = small / "diarization" / "test"
@@ -244,7 +224,6 @@ def test_rttm_and_segments_agree_with_the_sound(small):
         energy = (samples.reshape(-1, 160) ** 2).mean(1)
         assert energy[spoken].mean() > 5 * np.median(energy[~spoken])
 
-
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(small, tmp_path):
     toy.write_corpus(tmp_path / "again", seed=0, scale=0.02)
     files = [path.relative_to(small) for path in small.rglob("*") if path.is_file()]
@@ -252,7 +231,6 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(small, tmp_
     assert filecmp.cmpfiles(small, tmp_path / "again", files, shallow=False)[0] == files
     assert toy.plan(0, 0.02) != toy.plan(1, 0.02)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]          # nothing unfinished is left beside it
-
 
 def test_files_are_16_khz_mono_16_bit_and_of_the_real_formats(small):
     sounds = [path for path in small.rglob("*") if path.suffix in (".wav", ".flac")]
@@ -265,7 +243,6 @@ def test_files_are_16_khz_mono_16_bit_and_of_the_real_formats(small):
             assert 0.6 <= info.duration <= 1.0
     with wave.open(str(next((small / "SNIPS").rglob("*.wav")))) as file:
         assert file.getparams()[:3] == (1, 2, 16000)
-
 
 def test_the_layouts_are_complete_even_when_small(small):
     for pattern in """LibriSpeech/train-clean-100/*/*/*.trans.txt LibriSpeech/dev-clean/*/*/*.flac
@@ -291,7 +268,6 @@ def test_the_layouts_are_complete_even_when_small(small):
             labels[row[1]] += 1
             assert Path(file.parents[2], "sentences/wav", file.stem, f"{row[0]}.wav").is_file()
     assert {"neu", "hap", "exc", "ang", "sad"} < set(labels) and labels["fru"] + labels["xxx"] > 0
-
 
 def test_an_existing_folder_is_never_overwritten(small):
     with pytest.raises(FileExistsError, match="not empty"):
