@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
-from evaluate import read_results
+from evaluate import RunError, read_results
 from metrics import paired_bootstrap
 from tasks import TASKS, Metric
 
@@ -46,13 +46,17 @@ def paper_changes() -> dict[tuple[str, str], tuple]:
     return changes
 
 def read_pairs(results: list[dict], task: str) -> list[dict[tuple, list]]:
-    """For each run, (id, reference) of a test utterance -> the two numbers that it adds to the task's metric."""
+    """For each run, (id, reference) of a test utterance -> the two numbers that it adds to the task's metric.
+    RunError for a damaged file."""
     found = []
     for result in results:
         if task in result["metrics"]:
-            lines = (result["path"] / "predictions" / f"{task}.jsonl").read_text().splitlines()
-            rows = sorted(map(json.loads, lines), key=lambda row: row["id"])
-            found.append({(row["id"], str(row["reference"])): row[drawn_metric(task).name] for row in rows})
+            path = result["path"] / "predictions" / f"{task}.jsonl"
+            try:
+                rows = sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["id"])
+                found.append({(row["id"], str(row["reference"])): row[drawn_metric(task).name] for row in rows})
+            except (ValueError, KeyError, TypeError) as error:
+                raise RunError(f"no predictions of {task} in {path}; delete the run and train again") from error
     return found
 
 def run_changes(runs: Path, seeds: list[int]) -> dict[tuple[str, str], tuple]:
@@ -147,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         changes = paper_changes() if args.paper else run_changes(args.runs, args.seed)
-    except ValueError as error:
+    except (ValueError, RunError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     edges = make_edges(changes)
     tasks = [name for name in TASKS if any(name in pair for pair in changes)]

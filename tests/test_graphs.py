@@ -252,6 +252,9 @@ def test_runs_without_any_change_give_two_empty_graphs(runs, tmp_path):
 @pytest.mark.parametrize("spoil, sentence", [
     (lambda runs: (runs / "mtl-all/result.json").unlink(), "nothing to draw"),
     (lambda runs: write(runs, "mtl-all", "ASR", wer=[(5, 10)] * 3), "other utterances"),
+    (lambda runs: (runs / "mtl-all/predictions/ASR.jsonl").write_text("{"), "ASR.jsonl; delete the run"),
+    (lambda runs: write(runs, "mtl-all", "ASR", per=[(5, 10)] * 200), "no predictions of ASR"),
+    (lambda runs: (runs / "mtl-all/result.json").write_text("{"), "no JSON in"),
     (lambda runs: write(runs, "mtl-all", "ASR", wer=[(0, 0)] * 200), "nothing to score")])
 def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(runs, tmp_path, capsys, spoil, sentence):
     spoil(runs)
