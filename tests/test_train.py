@@ -156,16 +156,16 @@ def test_a_killed_run_resumes_to_the_same_bits(root, tmp_path):
     flags = ("--scenario", "mtl", "--tasks", "KS,PR,SD", "--heads", "fresh", "--mtl-steps", "30")
     process = _shell(tmp_path / "whole", root, *flags)
     assert process.wait(timeout=60) == 0, process.stdout.read()
-    luck = random.Random(0)
-    for _ in range(2):  # killed twice on its way, without a chance to tidy up
+    luck, checkpoint = random.Random(0), tmp_path / "broken" / "mtl-KS+PR+SD" / "checkpoint.pt"
+    for how in (signal.SIGKILL, signal.SIGINT):  # without a chance to tidy up; then by Ctrl-C, which saves
         process = _shell(tmp_path / "broken", root, *flags)
-        checkpoint, began = tmp_path / "broken" / "mtl-KS+PR+SD" / "checkpoint.pt", time.time()
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        before, began = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0, time.time()
         while time.time() - began < 30 and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
             time.sleep(0.01)
         time.sleep(luck.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(how)
+        said = process.communicate()[0]
+    assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
     process = _shell(tmp_path / "broken", root, *flags)
     assert process.wait(timeout=60) == 0, process.stdout.read()
     assert _same(tmp_path / "whole" / "mtl-KS+PR+SD", tmp_path / "broken" / "mtl-KS+PR+SD")
