@@ -31,9 +31,9 @@ GAIN = 10 ** (-3 / 20)           # KS, ASV: -3 dB
 # 2**31 - 1, so the squares in a window have to add up to LOUD.
 RMS_WINDOW, RUN, LOUD = SAMPLE_RATE // 50, SAMPLE_RATE // 10, SAMPLE_RATE // 50 * 2_147_484**2
 
-PHONES = """SIL SPN AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 B CH D DH EH0 EH1 EH2
-    ER0 ER1 ER2 EY0 EY1 EY2 F G HH IH0 IH1 IH2 IY0 IY1 IY2 JH K L M N NG OW0 OW1 OW2 OY0 OY1 OY2 P R S SH T TH
-    UH0 UH1 UH2 UW0 UW1 UW2 V W Y Z ZH""".split()
+VOWELS = [vowel + stress for vowel in "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split() for stress in "012"]
+CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
+PHONES = ["SIL", "SPN", *sorted(VOWELS + CONSONANTS)]
 PR_SYMBOLS = ["<pad>", "<eos>", "<unk>", *PHONES]  # symbol 0 is the CTC blank, here and below
 ASR_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"]
 SF_SYMBOLS = ["<pad>", "<eos>", "<unk>", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]  # and two tags for each slot type
@@ -99,8 +99,7 @@ def _decode(task: str, path: str) -> np.ndarray:
         raise DataError(f"{task}: damaged audio in {path}; {REPLACE}") from None
     wave = torchaudio.functional.resample(torch.from_numpy(wave.mean(1)), rate, SAMPLE_RATE).numpy()
     _check(np.isfinite(wave).all(), f"{task}: samples that are not finite in {path}; {REPLACE}")
-    # an mp3 that is cut short decodes without a complaint; the length in its header is an estimate
-    _check(len(wave) > 0.95 * samples, f"{task}: only a part of the audio in {path}; {REPLACE}")
+    _check(len(wave) > 0.95 * samples, f"{task}: only a part of the audio in {path}; {REPLACE}")  # mp3s estimate samples
     return wave
 
 def _length(task: str, path: str) -> int:
@@ -110,10 +109,9 @@ def _length(task: str, path: str) -> int:
     except (OSError, RuntimeError):
         reason = "damaged or not audio" if os.path.exists(path) else "no such file"
         raise DataError(f"{task}: no readable audio ({reason}) in {path}; {REPLACE}") from None
-    _check(header.frames, f"{task}: no samples in {path}; {REPLACE}")
-    # a wav that is cut short reads as a shorter one, but for this remark; ten digits stand for an unknown size
+    # a wav that is cut short passes for a shorter one, but for this remark; ten digits stand for an unknown size
     cut = re.search(r"data : \d{1,9} \(should be", header.extra_info)
-    _check(not cut, f"{task}: only a part of the audio in {path}; {REPLACE}")
+    _check(header.frames and not cut, f"{task}: {'only a part of the' if cut else 'no'} audio in {path}; {REPLACE}")
     return -(-header.frames * SAMPLE_RATE // header.samplerate)
 
 def sounding(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]]:
@@ -199,13 +197,12 @@ def _checked(corpus: Corpus, root, skip_broken: bool | str, ctc=False) -> Corpus
         _check(inside, f"{task}: the path {u.path}, which leads out, in {root}; keep it inside (links are fine)")
         _check(u.id not in ids, f"{task}: {u.id}, listed twice, in {root}; delete one")
         ids.add(u.id)
-    known, title = None, f"{task}: file headers"
+    known = None
     if skip_broken is True or (corpus.trim and not skip_broken):
         known = dict(re.findall(r"(.+)\t(\d+)\n", MEMORY.read_text())) if MEMORY.exists() else {}
-        title = f"{task}: decoding every file, once"
     with ThreadPool() as pool:
-        results = pool.imap(functools.partial(_measure, corpus, known), corpus.utterances)
-        for u, samples in zip(corpus.utterances, tqdm(results, title, len(ids), delay=2, leave=False)):
+        lengths = pool.imap(functools.partial(_measure, corpus, known), corpus.utterances)
+        for u, samples in zip(corpus.utterances, tqdm(lengths, f"{task}: files", len(ids), delay=2, leave=False)):
             # CTC needs a frame for each symbol, and one for the blank that parts two of the same
             frames = len(u.target) + sum(a == b for a, b in zip(u.target, u.target[1:])) if ctc else 1
             least = max(corpus.least, FRAME + (frames - 1) * HOP)
@@ -220,8 +217,8 @@ def _checked(corpus: Corpus, root, skip_broken: bool | str, ctc=False) -> Corpus
     return replace(corpus, utterances=kept, skipped=tuple(skipped))
 
 def _measure(corpus: Corpus, known: dict | None, u: Utterance) -> int | DataError:
-    """The samples of an utterance, or the DataError of its file: by its header if known is None, else as load_audio
-    hears it; MEMORY and known keep the samples of what has been decoded."""
+    """The samples of an utterance, or the DataError of its file: by the header alone where known is None, else by
+    decoding, which known and MEMORY make unnecessary the next time."""
     try:
         samples = _length(corpus.task, u.path)
         if known is not None:
@@ -282,26 +279,26 @@ def read_ks(root, split: str, skip_broken=False) -> Corpus:
     """speech_commands_v0.01/{<word>/<speaker>_nohash_<n>.wav,_background_noise_/*.wav}    train, dev (noise: both)
        speech_commands_test_set_v0.01/<class>/*.wav                                      test"""
     folder = _need("KS", root, "speech_commands_test_set_v0.01" if split == "test" else "speech_commands_v0.01")
-    utterances = []
+    clips = []
     for path in sorted(folder.glob("*/[!.]*.wav")):
         word = "_silence_" if path.parent.name == "_background_noise_" else path.parent.name
         label = word if word in KEYWORDS else "_unknown_"
         _check(split != "test" or word == label, f"KS: an unknown class {word} in {folder}; remove that folder")
         if split == "test" or word == "_silence_" or keyword_split(path.name) == split:
-            utterances.append(Utterance(f"{path.parent.name}/{path.name}", str(path), KEYWORDS.index(label), label))
+            clips.append(Utterance(f"{path.parent.name}/{path.name}", str(path), KEYWORDS.index(label), label))
     # DIFFERS: they draw dev clips by class, as in training; we score each clip once, of the noise its first second
-    balanced = split == "train"
-    corpus = Corpus("KS", utterances, len(KEYWORDS), KEYWORDS.__getitem__, GAIN, crop=SAMPLE_RATE, balanced=balanced)
+    corpus = Corpus("KS", clips, len(KEYWORDS), KEYWORDS.__getitem__, GAIN, crop=SAMPLE_RATE, balanced=split == "train")
     return _checked(corpus, root, skip_broken)
 
 def _voxceleb(root, names, labels: dict[str, int]) -> list[Utterance]:
     """Utterances for the names <speaker>/<video>/<segment>.wav, which are in one folder or in two."""
-    folders = [os.path.join(root, "VoxCeleb1", part) for part in ("dev/wav", "test/wav", "wav")]
+    folders = [Path(root, "VoxCeleb1", part) for part in ("wav", "test/wav", "dev/wav")]
+    homes = {place.name: place for folder in folders for place in folder.glob("id*")}
     utterances = []
     for name in names:
-        speaker, paths = name.split("/")[0], [f"{folder}/{name}" for folder in folders]
-        path = next(filter(os.path.exists, paths), paths[0])
-        utterances.append(Utterance(name, path, labels.get(speaker, -1), speaker))
+        speaker, _, rest = name.partition("/")
+        path = homes.get(speaker, folders[-1] / speaker) / rest
+        utterances.append(Utterance(name, str(path), labels.get(speaker, -1), speaker))
     return utterances
 
 def read_sid(root, split: str, skip_broken=False) -> Corpus:
@@ -314,15 +311,12 @@ def read_sid(root, split: str, skip_broken=False) -> Corpus:
     for u in utterances:
         _check(u.reference in SPEAKERS, f"SID: {u.reference}, not among id10001 to id11251, in {file}; correct it")
     crop = 8 * SAMPLE_RATE if split == "train" else None
-    corpus = Corpus("SID", utterances, len(SPEAKERS), SPEAKERS.__getitem__, crop=crop)
-    return _checked(corpus, root, skip_broken)
+    return _checked(Corpus("SID", utterances, len(SPEAKERS), SPEAKERS.__getitem__, crop=crop), root, skip_broken)
 
 def read_asv(root, split: str, skip_broken=False) -> Corpus:
     """VoxCeleb1/ as for read_sid, veri_test.txt or voxceleb1_test_v2.txt   <0 or 1> <path after wav/> <path after wav/>
        VoxCeleb1/veri_dev.txt (optional; its speakers do not train)         the same, for dev"""
     folder, lists = _need("ASV", root, "VoxCeleb1/dev/wav", "VoxCeleb1/wav"), {"train": [], "dev": [], "test": []}
-    if split == "test":
-        _need("ASV", root, "VoxCeleb1/veri_test.txt", "VoxCeleb1/voxceleb1_test_v2.txt")
     for part, name in ("dev", "veri_dev.txt"), ("test", "veri_test.txt"), ("test", "voxceleb1_test_v2.txt"):
         if Path(root, "VoxCeleb1", name).exists():
             lines = _rows("ASV", Path(root, "VoxCeleb1", name), r"([01])\s+(id\S+)\s+(id\S+)")
@@ -335,6 +329,7 @@ def read_asv(root, split: str, skip_broken=False) -> Corpus:
             for a, b, c in zip(one[:10], one[len(one) // 2:], two):
                 lists["dev"] += (1, a, b), (0, a, c)
     trials = lists[split]
+    _check(trials or split == "train", f"ASV: no {split} trials (veri_{split}.txt) in {root}/VoxCeleb1; {VOXCELEB}")
     names = {name for _, *pair in trials for name in pair} or {name for own in files.values() for name in own}
     utterances = _voxceleb(root, sorted(names), {speaker: label for label, speaker in enumerate(files)})
     least, crop = (2 * SAMPLE_RATE + 1, 8 * SAMPLE_RATE) if split == "train" else (FRAME, None)
@@ -342,7 +337,7 @@ def read_asv(root, split: str, skip_broken=False) -> Corpus:
     corpus = _checked(corpus, root, skip_broken)
     ids = {u.id for u in corpus.utterances}
     kept = tuple(trial for trial in trials if ids.issuperset(trial[1:]))
-    lost = tuple(f"a trial of {a} and {b}, one of which was left out" for _, a, b in trials if not ids.issuperset((a, b)))
+    lost = tuple(f"{a} and {b} are a trial that cannot be held" for _, a, b in trials if not ids.issuperset((a, b)))
     _check(kept or split == "train", f"ASV: no usable {split} trials in {root}/VoxCeleb1; {VOXCELEB}")
     return replace(corpus, trials=kept, skipped=corpus.skipped + lost)
 
@@ -455,9 +450,11 @@ DATASETS = {  # task: reader, folder, SUPERB's counts (ASV: before the length fi
     "KS": (read_ks, "speech_commands_v0.01", (51_100, 6_804, 3_081), "get it at download.tensorflow.org (CC BY 4.0)"),
     "SID": (read_sid, "VoxCeleb1", (138_361, 6_904, 8_251), VOXCELEB),
     "ASV": (read_asv, "VoxCeleb1", (148_642, 0, 37_720), VOXCELEB),
-    "SD": (read_sd, "Libri2Mix, diarization", (13_900, 3_000, 3_000), "make it with github.com/s3prl/LibriMix"),
+    "SD": (read_sd, "Libri2Mix, diarization", (13_900, 3_000, 3_000), "make it with github.com/s3prl/LibriMix "
+           "(LibriSpeech: CC BY 4.0; WHAM noise: CC BY-NC 4.0)"),
     "IC": (read_ic, "fluent_speech_commands_dataset", (23_132, 3_118, 3_793), "request it at fluent.ai (academic use)"),
-    "SF": (read_sf, "SNIPS", (104_672, 2_800, 2_800), "get Audio SNIPS by the link under SF in s3prl's docs/superb.md"),
+    "SF": (read_sf, "SNIPS", (104_672, 2_800, 2_800), "get Audio SNIPS by the link under SF in s3prl's "
+           "docs/superb.md (licence: see github.com/aws-samples/aws-lex-noisy-spoken-language-understanding)"),
     "ER": (read_er, "IEMOCAP", (3_556, 890, 1_085), "request it at sail.usc.edu/iemocap (signed licence form)"),
 }
 

@@ -1,7 +1,8 @@
 """Readers, encoders, silence removal, streams and the doctor: worked vectors and brute force, on data made here."""
 import dataclasses
-import json
+import os
 import pickle
+import re
 import shutil
 import sys
 from collections import Counter
@@ -209,22 +210,6 @@ def test_a_crop_depends_on_its_seed_and_evaluation_takes_the_start(tmp_path):
     assert len({cut[0] for cut in cuts.values()}) > 30
     assert np.array_equal(heard(tmp_path / "a.wav", crop=400), whole[:400])
     assert np.array_equal(heard(tmp_path / "a.wav", seed=5, crop=20_000), whole)
-
-
-@pytest.mark.parametrize("content, problem", [
-    (b"", "no readable audio"), (b"not audio", "no readable audio"), (np.zeros(0), "no samples"),
-    (np.array([0.0, np.nan, 0.0]), "not finite"), (np.array([0.0, np.inf]), "not finite"), (None, "no readable audio"),
-])
-def test_broken_audio_is_named(tmp_path, content, problem):
-    path = tmp_path / "a.wav"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        soundfile.write(path, content, 16_000, subtype="FLOAT")
-    utterance = Utterance("a", str(path), 0, "a", 0)
-    with pytest.raises(DataError, match=rf"^KS: .*{problem}.*{path}.*; .*replace the file") as error:
-        load_audio(utterance, Corpus("KS", [utterance], 1, list))
-    assert "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------- diarization
@@ -453,11 +438,14 @@ def test_verification_dev_speakers_of_a_list_do_not_train(copy):
     assert data.read_asv(copy, "dev").trials == ((1, "id10001/v1/00001.wav", "id10001/v3/00001.wav"),)
 
 
-def test_lengths_without_silence_are_measured_once(copy, monkeypatch):
-    before = data.read_asv(copy, "train")
-    assert len(json.loads(Path("cache/sounding.json").read_text())) == 9
-    monkeypatch.setattr(data, "load_audio", None)
-    assert data.read_asv(copy, "train") == before
+def test_files_are_decoded_once_for_their_silence_and_for_skip_broken(copy, monkeypatch):
+    before = [data.read_asv(copy, "train"), data.read_ks(copy, "train", skip_broken=True)]
+    with open(data.MEMORY, "a") as file:
+        file.write("half a li")  # of a process that was killed
+    monkeypatch.setattr(data, "_decode", None)
+    assert [data.read_asv(copy, "train"), data.read_ks(copy, "train", skip_broken=True)] == before
+    assert len(data.MEMORY.read_text().splitlines()) == 9 + 3 + 1
+    assert len(data.read_asv(copy, "train", skip_broken="headers").utterances) == 8  # from lengths with silence
 
 
 def test_diarization_is_cut_into_20_seconds_for_training_only(copy):
@@ -468,6 +456,25 @@ def test_diarization_is_cut_into_20_seconds_for_training_only(copy):
     assert second.reference == [["7", 0.0, pytest.approx(0.5)], ["100", 0.0, pytest.approx(1.0)]]
     whole, = data.read_sd(copy, "test").utterances
     assert whole.target.shape == (2101, 2) and whole.reference == [["7", 0.0, 20.5], ["100", 19.0, 21.0]]
+
+
+@pytest.mark.parametrize("frames, chunks", [
+    (1999, [(0, 1999)]), (2000, [(0, 2000)]), (2001, [(0, 2000)]), (2003, [(0, 2000), (2000, 2003)]),
+    (4000, [(0, 2000), (2000, 4000)]), (6500, [(0, 2000), (2000, 4000), (4000, 6000), (6000, 6500)]),
+])
+def test_recordings_are_cut_as_in_the_released_code_but_for_a_rest_below_one_frame(copy, frames, chunks):
+    long_wav(copy / "Libri2Mix/train/m.wav", 160 * frames + 159)
+    corpus = data.read_sd(copy, "train")
+    assert [(u.start // 160, u.stop // 160) for u in corpus.utterances] == chunks
+    assert corpus.skipped == (("m@320000 is a rest of 160 samples",) if frames == 2001 else ())
+
+
+def test_wav_scp_of_another_machine_is_read_below_this_folder(copy):
+    here = data.read_sd(copy, "dev")
+    for place in ("/home/somebody/Libri2Mix", copy / "Libri2Mix", "../../Libri2Mix", "/x/Libri2Mix/old/Libri2Mix"):
+        (copy / "diarization/dev/wav.scp").write_text(f"m {place}/dev/m.wav\n")
+        there = data.read_sd(copy, "dev")
+        assert [Path(u.path) for u in there.utterances] == [Path(u.path) for u in here.utterances]
 
 
 def test_intents_are_numbered_by_their_first_appearance_in_train(copy):
@@ -523,6 +530,14 @@ def removed(path):
     return breaking
 
 
+def blocked(path):
+    """A way to have a folder where a text file should be."""
+    def breaking(root):
+        (root / path).unlink()
+        (root / path).mkdir()
+    return breaking
+
+
 def written(path, content):
     """A way to damage a file."""
     def breaking(root):
@@ -531,66 +546,228 @@ def written(path, content):
     return breaking
 
 
+def long_wav(path, samples):
+    """A wav of zeros, without writing them."""
+    soundfile.write(path, np.zeros(0), 16_000, subtype="PCM_16", format="WAV")
+    header = bytearray(path.read_bytes())
+    header[4:8], header[40:44] = ((size + 2 * samples).to_bytes(4, "little") for size in (36, 0))
+    path.write_bytes(header)
+    os.truncate(path, 44 + 2 * samples)
+
+
+def cut_short(path):
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def noise(rate=16_000, channels=1, seconds=2.5, scale=0.1):
+    """A way to replace a sound file."""
+    def replacing(path):
+        wave = scale * np.random.default_rng(0).standard_normal((int(rate * seconds), channels))
+        soundfile.write(path, wave, rate)
+    return replacing
+
+
+AUDIO = {"PR": "LibriSpeech/train-clean-100/1/2/1-2-0000.flac", "ASR": "LibriSpeech/train-clean-100/1/2/1-2-0001.flac",
+         "KS": "speech_commands_v0.01/yes/004ae714_nohash_0.wav", "SID": "VoxCeleb1/dev/wav/id10001/v1/00001.wav",
+         "ASV": "VoxCeleb1/dev/wav/id10001/v1/00001.wav", "SD": "Libri2Mix/train/m.wav",
+         "IC": "fluent_speech_commands_dataset/wavs/train0.wav", "SF": "SNIPS/train/Ivy-snips-train-0.wav",
+         "ER": "IEMOCAP/Session3/sentences/wav/Ses03F_impro01/Ses03F_impro01_F000.wav"}
+FAULTS = {  # what is done to a file, where it shows, and what is said
+    "missing": (Path.unlink, "header", "no readable audio .no such file."),
+    "empty": (lambda path: path.write_bytes(b""), "header", "no readable audio .damaged"),
+    "cut short": (cut_short, "header", "only a part of the audio"),
+    "text": (lambda path: path.write_text("hello\n" * 99), "header", "no readable audio .damaged"),
+    "no samples": (lambda path: soundfile.write(path, np.zeros(0), 16_000), "header", "no "),
+    "not a number": (lambda path: soundfile.write(path, np.full(40_000, np.nan), 16_000, subtype="FLOAT"), "decoding",
+                     "not finite"),
+    "10 ms": (noise(seconds=0.01), "length", "is too short: 1?6?0 samples"),
+    "stereo": (noise(channels=2), "", ""),
+    "8 kHz": (noise(8_000), "", ""),
+    "44.1 kHz": (noise(44_100), "", ""),
+    "48 kHz stereo": (noise(48_000, 2), "", ""),
+    "all zeros": (noise(scale=0), "", ""),
+    "an hour": (lambda path: long_wav(path, 3600 * 16_000), "", ""),
+}
+NOT_SO = {("missing", "KS"), ("missing", "ASV"), ("missing", "SF"),  # these readers list what is there
+          ("not a number", "PR"), ("not a number", "ASR"), ("no samples", "PR"), ("no samples", "ASR")}  # flac cannot
+
+
+@pytest.mark.parametrize("task, fault", [(task, fault) for fault in FAULTS for task in AUDIO
+                                         if (fault, task) not in NOT_SO])
+def test_one_bad_file_of_each_dataset_is_named_left_out_or_read(copy, task, fault):
+    spoil, where, words = FAULTS[fault]
+    spoil(copy / AUDIO[task])
+    if fault == "cut short" and AUDIO[task].endswith("flac"):
+        where, words = "decoding", "damaged audio"
+    if fault == "all zeros" and task == "ASV":
+        where, words = "length", "is too short: 0 samples"
+
+    def read(skip_broken):
+        """The DataError, or what was said of the file, and the parts of the file that are used."""
+        try:
+            corpus = READERS[task](copy, "train", skip_broken=skip_broken)
+        except DataError as error:
+            return error, str(error), []
+        names = Path(AUDIO[task]).stem, *("/".join(Path(AUDIO[task]).parts[-k:]) for k in (2, 3))
+        said = [text for text in corpus.skipped if AUDIO[task] in text or text.startswith(names)]
+        return corpus, " ".join(said), [u for u in corpus.utterances if u.path == str(copy / AUDIO[task])]
+
+    problem = rf".*{words}.*{AUDIO[task]}; replace the file, or go on without it by --skip-broken"
+    if where in ("header", "decoding"):
+        result, said, used = read(skip_broken=True)  # an error only where that file was the only one
+        assert re.search(problem, said) and not used and (task in ("SD", "SF") or isinstance(result, Corpus))
+        result, said, used = read(skip_broken=False)
+        if where == "header" or task == "ASV":  # ASV has to decode
+            assert isinstance(result, DataError) and re.match(f"{task}: {problem}", said) and "\n" not in said
+        else:
+            with pytest.raises(DataError, match=f"{task}: {problem}"):
+                load_audio(used[0], result)
+    elif where == "length":
+        assert re.search(words, read(skip_broken=False)[1]) and not read(skip_broken=False)[2]
+    elif fault == "an hour":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data, "_decode", None)  # headers are enough
+            corpus, said, used = read(skip_broken="headers" if task == "ASV" else False)
+        assert sum(u.samples for u in used) == 3600 * 16_000 and len(used) == (180 if task == "SD" else 1) and not said
+    else:
+        corpus, said, used = read(skip_broken=False)
+        wave = load_audio(used[0], corpus)
+        assert len(wave) == min(used[0].samples, corpus.crop or 40_000) and np.isfinite(wave).all() and not said
+
+
+def test_an_mp3_that_is_cut_short_is_found_by_decoding(copy):
+    (copy / "SNIPS/train/Ivy-snips-train-0.wav").unlink()
+    path = copy / "SNIPS/train/Ivy-snips-train-0.mp3"
+    soundfile.write(path, 0.3 * np.sin(np.arange(40_000) / 5), 16_000)
+    assert len(data.read_sf(copy, "train", skip_broken=True).utterances) == 1
+    cut_short(path)
+    with pytest.raises(DataError, match="only a part of the audio in .*Ivy-snips-train-0.mp3"):
+        data.read_sf(copy, "train", skip_broken=True)
+
+
+def test_a_wav_written_into_a_pipe_has_no_size_and_is_whole(copy):
+    path = copy / AUDIO["IC"]
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 4 + content[8:40] + b"\xff" * 4 + content[44:])
+    assert not data.read_ic(copy, "train", skip_broken=True).skipped
+
+
+def test_a_file_that_breaks_in_mid_run_is_one_sentence_from_a_worker_too(copy):
+    corpus = data.read_ic(copy, "train")
+    (copy / AUDIO["IC"]).unlink()
+    loader = DataLoader(Steps({"IC": Stream(corpus, 3)}), batch_size=None, sampler=range(1), num_workers=1)
+    with pytest.raises(DataError) as error:
+        next(iter(loader))
+    assert re.fullmatch(r"IC: no readable audio \(no such file\) in .*wavs/train0.wav; .* by --skip-broken", str(error.value))
+
+
 LIBRI, VOX = "LibriSpeech/train-clean-100/1/2/1-2", "VoxCeleb1/"
+LEXICON = "LibriSpeech/librispeech-lexicon-200k-g2p.txt"
 FLUENT = "fluent_speech_commands_dataset/data/train_data.csv"
 IEMO = "IEMOCAP/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+SNIPS_TEXT = "SNIPS/all.iob.snips.txt"
+TEXTS = [("PR", LEXICON), ("PR", LIBRI + ".trans.txt"), ("ASR", LIBRI + ".trans.txt"), ("SID", VOX + "iden_split.txt"),
+         ("ASV", VOX + "veri_test.txt"), ("SD", "diarization/test/wav.scp"), ("SD", "diarization/test/rttm"), ("IC", FLUENT),
+         ("SF", "SNIPS/slots.txt"), ("SF", SNIPS_TEXT), ("ER", IEMO)]
+PATHS = [  # (task, split, file, what stands where a part of a path does)
+    ("PR", "train", LIBRI + ".trans.txt", "1-2-0000"), ("ASR", "train", LIBRI + ".trans.txt", "1-2-0000"),
+    ("SID", "train", VOX + "iden_split.txt", "v1/00001.wav"), ("ASV", "test", VOX + "veri_test.txt", "v1/00001.wav"),
+    ("ASV", "dev", VOX + "veri_dev.txt", "v1/00001.wav"), ("SD", "dev", "diarization/dev/wav.scp", "Libri2Mix/dev/m.wav"),
+    ("SD", "dev", "diarization/dev/wav.scp", "dev/m.wav"), ("IC", "train", FLUENT, "wavs/train1.wav"),
+    ("ER", "test", IEMO, "Ses01F_impro01_F000")]
 
 
 @pytest.mark.parametrize("task, split, breaking, words", [
+    *((task, "train" if "train" in path or task == "PR" else "test", written(path, b"\xff\xfe\x00b\n"),
+       f"no readable UTF-8 text in .*{path}") for task, path in TEXTS),
+    *((task, "train" if "train" in path or task == "PR" else "test", written(path, b"\n"), f"nothing in .*{path}")
+      for task, path in TEXTS),
+    *((task, "train" if "train" in path or task == "PR" else "test", blocked(path), "") for task, path in TEXTS),
+    *((task, split, replaced(path, name, "../" * 12 + "etc/passwd"), "the path .*/etc/passwd.*, which leads out")
+      for task, split, path, name in PATHS),
+    *((task, split, replaced(path, name, "/etc/passwd"), "/etc/passwd.*, which leads out|malformed|no such file")
+      for task, split, path, name in PATHS),
     ("PR", "train", removed("LibriSpeech"), "nothing called LibriSpeech/librispeech-lexicon-200k-g2p.txt or"),
     ("ASR", "train", removed("LibriSpeech/train-clean-100"), "nothing called LibriSpeech/train-clean-100"),
-    ("ASR", "train", replaced(LIBRI + ".trans.txt", " A CAB", ""), "line 1 .1-2-0000. is malformed in .*trans.txt"),
+    ("ASR", "train", replaced(LIBRI + ".trans.txt", " A CAB", ""), "line 1 .1-2-0000., which is malformed, in .*trans.txt"),
+    ("PR", "train", replaced(LIBRI + ".trans.txt", " A CAB", ""), "line 1 .1-2-0000., which is malformed, in .*trans.txt"),
     ("ASR", "train", replaced(LIBRI + ".trans.txt", "1-2-0001", "1-2-0000"), "1-2-0000, listed twice"),
-    ("ASR", "train", written(LIBRI + ".trans.txt", b"1-2-0000 \xff\xfe\n"), "not UTF-8 in .*trans.txt"),
-    ("ASR", "train", removed(LIBRI + "-0001.flac"), "no readable audio in .*1-2-0001.flac .no such file"),
-    ("ASR", "train", written(LIBRI + "-0001.flac", b"fLaC"), "no readable audio in .*1.flac .damaged"),
-    ("PR", "train", replaced("LibriSpeech/librispeech-lexicon-200k-g2p.txt", "K AE1", "K QQ"), "line 2 .CAB.K QQ B"),
+    ("PR", "train", replaced(LIBRI + ".trans.txt", "1-2-0001", "1-2-0000"), "1-2-0000, listed twice"),
+    ("PR", "train", replaced(LEXICON, "K AE1", "K QQ"), "line 2 .CAB.K QQ B"),
     ("KS", "train", removed("speech_commands_v0.01"), "nothing called speech_commands_v0.01"),
     ("KS", "test", removed("speech_commands_test_set_v0.01"), "nothing called speech_commands_test_set_v0.01"),
     ("KS", "test", written("speech_commands_test_set_v0.01/cat/a.wav", b""), "unknown class cat"),
-    ("KS", "train", written("speech_commands_v0.01/yes/004ae714_nohash_5.wav", b""), "no readable audio"),
     ("SID", "train", removed(VOX + "iden_split.txt"), "nothing called VoxCeleb1/iden_split.txt or"),
-    ("SID", "train", replaced(VOX + "iden_split.txt", "1 id10001", "4 id10001"), "line 1 .* is malformed"),
-    ("SID", "train", replaced(VOX + "iden_split.txt", "1 id10001", "1 id19999"), "id19999.* not among id10001"),
-    ("SID", "train", replaced(VOX + "iden_split.txt", "id10001/v1", "id10001/v9"), "v9/00001.wav .no such file"),
-    ("SID", "train", replaced(VOX + "iden_split.txt", "id10001/v1", "id10001/../../../../../x"), "leads out"),
-    ("ASV", "test", removed(VOX + "veri_test.txt"), "no test trials"),
-    ("ASV", "test", replaced(VOX + "veri_test.txt", "id10271/v1", "id10271/v7"), "id10271/v7/00001.wav .no such file"),
-    ("ASV", "test", replaced(VOX + "veri_test.txt", "0 id", "2 id"), "line 2 .* is malformed"),
+    ("SID", "train", replaced(VOX + "iden_split.txt", "1 id10001", "4 id10001"), "line 1 .*, which is malformed"),
+    ("SID", "train", replaced(VOX + "iden_split.txt", "1 id10001", "1 id19999"), "id19999, not among id10001"),
+    ("SID", "train", replaced(VOX + "iden_split.txt", "1 id10002/v1", "1 id10001/v1"), "id10001/v1/00001.wav, listed twice"),
+    ("SID", "train", replaced(VOX + "iden_split.txt", "id10001/v1", "id10001/v9"), "no such file. in .*v9/00001.wav"),
+    ("SID", "dev", replaced(VOX + "iden_split.txt", "id10271/v2", "id10271/v9"), "in .*test/wav/id10271/v9/00001.wav"),
+    ("ASV", "test", removed(VOX + "veri_test.txt"), "no test trials .veri_test.txt."),
+    ("ASV", "test", replaced(VOX + "veri_test.txt", "id10271/v1", "id10271/v7"), "no such file. in .*id10271/v7/00001.wav"),
+    ("ASV", "test", replaced(VOX + "veri_test.txt", "0 id", "2 id"), "line 2 .*, which is malformed"),
     ("ASV", "train", removed(VOX + "dev"), "nothing called VoxCeleb1/dev/wav or VoxCeleb1/wav"),
     ("SD", "dev", removed("diarization/dev/rttm"), "nothing called rttm"),
-    ("SD", "dev", replaced("diarization/dev/rttm", "19.0", "soon"), "line 2 .* is malformed in .*rttm"),
+    ("SD", "dev", replaced("diarization/dev/rttm", "19.0", "soon"), "line 2 .*, which is malformed, in .*rttm"),
     ("SD", "dev", replaced("diarization/dev/rttm", "\tm\t", "\tother\t"), "m, in one of wav.scp and rttm only"),
     ("SD", "dev", replaced("diarization/dev/rttm", "\n", "\nSPEAKER m 1 1 1 <NA> <NA> 3 <NA>\n"), "three speakers .m."),
-    ("SD", "dev", replaced("diarization/dev/wav.scp", "Libri2Mix", "/Libri2Mix"), "/m.wav, which leads out"),
-    ("SD", "dev", replaced("diarization/dev/wav.scp", "Libri2Mix", "../x"), "which leads out"),
+    ("SD", "dev", written("diarization/dev/wav.scp", b"m Libri2Mix/dev/m.wav\nm Libri2Mix/dev/m.wav\n"), "m, listed twice"),
+    ("SD", "dev", replaced("diarization/dev/wav.scp", "m.wav", "n.wav"), "no such file. in .*Libri2Mix/dev/n.wav"),
     ("IC", "train", replaced(FLUENT, "action", "deed"), "no path, action, .* in a line of .*train_data.csv"),
     ("IC", "train", replaced(FLUENT, ",heat,none", ",heat"), "no path, action, object or location"),
-    ("IC", "train", replaced(FLUENT, "wavs/train1", "../../train1"), "leads out"),
+    ("IC", "train", replaced(FLUENT, 'this"', "this"), "no path, action, object or location"),
     ("IC", "train", replaced(FLUENT, "wavs/train1", "wavs/train0"), "wavs/train0.wav, listed twice"),
     ("IC", "dev", replaced(FLUENT.replace("train", "valid"), "shoes", "socks"), "'socks'.*, unknown to train"),
     ("SF", "train", removed("SNIPS/slots.txt"), "nothing called slots.txt"),
     ("SF", "train", replaced("SNIPS/slots.txt", "artist", "painter"), "Ivy-snips-train-0 has unknown slots"),
-    ("SF", "train", replaced("SNIPS/all.iob.snips.txt", "O O artist", "O artist"), "Ivy-.*not one per word"),
-    ("SF", "train", replaced("SNIPS/all.iob.snips.txt", "PLAY ABBA ", ""), "line 1 .* is malformed"),
-    ("SF", "train", removed("SNIPS/train/Ivy-snips-train-0.wav"), "no usable utterance"),
+    ("SF", "train", replaced(SNIPS_TEXT, "O O artist", "O artist"), "Ivy-.*not one per word"),
+    ("SF", "train", replaced(SNIPS_TEXT, "PLAY ABBA ", ""), "line 1 .*, which is malformed"),
+    ("SF", "train", replaced(SNIPS_TEXT, "train-9", "train-0"), "the same id twice in .*all.iob.snips.txt"),
+    ("SF", "train", written("SNIPS/train/Ivy-snips-train-0.mp3", b""), "Ivy-snips-train-0, listed twice"),
+    ("SF", "train", removed("SNIPS/train/Ivy-snips-train-0.wav"), "no usable utterance .none is listed."),
     ("ER", "train", removed("IEMOCAP/Session3"), "nothing called Session3/dialog/EmoEvaluation"),
-    ("ER", "test", replaced(IEMO, "\tneu\t", " neu "), "is malformed"),
-    ("ER", "test", removed("IEMOCAP/Session1/sentences/wav/Ses01F_impro01/"), "F000.wav .no such file"),
+    ("ER", "test", replaced(IEMO, "\tneu\t", " neu "), "which is malformed"),
+    ("ER", "test", replaced(IEMO, "\tneu\t", "\tnue\t"), "which is malformed"),
+    ("ER", "test", replaced(IEMO, "F001", "F000"), "Ses01F_impro01_F000, listed twice"),
+    ("ER", "test", removed("IEMOCAP/Session1/sentences/wav/Ses01F_impro01/"), "no such file. in .*F000.wav"),
 ])
 def test_broken_data_is_named_in_one_sentence(copy, task, split, breaking, words):
+    (copy / "VoxCeleb1/veri_dev.txt").write_text("1 id10001/v1/00001.wav id10001/v2/00001.wav\n")
     breaking(copy)
-    with pytest.raises(DataError, match=rf"^{task}: .*{words}.*; \w+") as error:
+    with pytest.raises(DataError, match=rf"^{task}: .*({words}).*; \w+") as error:
         READERS[task](copy, split)
     assert str(copy) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_broken_files_can_be_skipped_and_are_listed(copy):
+def test_what_is_broken_can_be_skipped_and_is_listed_with_the_trials_that_need_it(copy):
     (copy / "LibriSpeech/train-clean-100/1/2/1-2-0001.flac").write_bytes(b"?")
     (copy / "VoxCeleb1/test/wav/id10271/v1/00001.wav").unlink()
     corpus = data.read_asr(copy, "train", skip_broken=True)
-    assert len(corpus.utterances) == 2 and "1-2-0001.flac (damaged)" in corpus.skipped[0]
-    assert len(data.read_asv(copy, "test", skip_broken=True).trials) == 1
+    assert len(corpus.utterances) == 2 and "(damaged or not audio) in" in corpus.skipped[0]
+    test = data.read_asv(copy, "test", skip_broken=True)
+    assert len(test.trials) == 1 and len(test.skipped) == 2 and "a trial that cannot be held" in test.skipped[1]
+    (copy / "VoxCeleb1/test/wav/id10270/v1/00001.wav").unlink()
+    with pytest.raises(DataError, match="no usable test trials"):
+        data.read_asv(copy, "test", skip_broken=True)
+
+
+def test_labels_that_ctc_cannot_fit_are_listed_by_each_task_that_has_them(copy):
+    words = " ".join(["ABBA"] * 30)
+    (copy / SNIPS_TEXT).write_text(f"Ivy-snips-train-0 BOS {words} EOS\tO {' '.join(['O'] * 30)} PlayMusic\n")
+    with pytest.raises(DataError, match=r"\(Ivy-snips-train-0 is too short: 16000 samples, \d+ are needed\)"):
+        data.read_sf(copy, "train")
+    (copy / (LIBRI + ".trans.txt")).write_text(f"1-2-0000 {' '.join(['CAB'] * 30)}\n1-2-0001 A\n1-2-0002 A\n")
+    for task in ("PR", "ASR"):
+        corpus = READERS[task](copy, "train")
+        assert len(corpus.utterances) == 2 and corpus.skipped[0].startswith("1-2-0000 is too short")
+
+
+def test_recordings_without_a_line_in_the_transcripts_are_listed(copy):
+    (copy / (LIBRI + ".trans.txt")).write_text("1-2-0000 A CAB\n")
+    for task in ("PR", "ASR"):
+        corpus = READERS[task](copy, "train")
+        assert len(corpus.utterances) == 1
+        assert [text.split("/")[-1] for text in corpus.skipped] == [f"1-2-000{k}.flac has no transcript" for k in (1, 2)]
 
 
 # ---------------------------------------------------------------- streams
@@ -697,23 +874,42 @@ def doctor(monkeypatch, capsys, *arguments):
 
 def test_the_doctor_finds_nothing_wrong_with_a_whole_corpus(copy, monkeypatch, capsys):
     wrong, text = doctor(monkeypatch, capsys, copy, "--decode")
-    assert not wrong and "missing" not in text and "PR train: 1 left out, as 1-2-0002: ZOO" in text
+    assert not wrong and "none" not in text and "PR train: 1 left out, as 1-2-0002: ZOO" in text
     assert all(f"{count:,}" in text for _, _, counts, _ in data.DATASETS.values() for count in counts if count)
 
 
-@pytest.mark.parametrize("folder", ["empty", "not/there"])
-def test_the_doctor_says_what_to_get_where(tmp_path, monkeypatch, capsys, folder):
-    (tmp_path / "empty").mkdir()
-    wrong, text = doctor(monkeypatch, capsys, tmp_path / folder)
-    assert wrong and text.count("missing") == 27
+def test_the_doctor_says_what_to_get_where_and_under_which_licence(tmp_path, monkeypatch, capsys):
+    wrong, text = doctor(monkeypatch, capsys, tmp_path)
+    assert wrong and text.count("none / ") == 26
     for task, (_, _, _, source) in data.DATASETS.items():
-        assert sum(line.startswith(f"{task}: ") and source in line for line in text.splitlines()) == 1
+        found = [line for line in text.splitlines() if line.startswith(f"{task}: ") and f"in {tmp_path}; {source}." in line]
+        assert found and re.search(r"\(.*(CC BY|form|academic|licence).*\)", source)
 
 
-def test_the_doctor_lists_broken_and_odd_files(copy, monkeypatch, capsys):
-    path = copy / "fluent_speech_commands_dataset/wavs/train0.wav"
+def test_the_doctor_of_a_folder_that_is_not_there_says_so(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        doctor(monkeypatch, capsys, tmp_path / "not/there")
+    assert stop.value.code == 2 and f"There is no folder {tmp_path / 'not/there'};" in capsys.readouterr().err
+
+
+def test_the_doctor_lists_each_broken_file_once_and_goes_on(copy, monkeypatch, capsys):
+    for path in (AUDIO["PR"], AUDIO["SID"], AUDIO["IC"]):
+        (copy / path).unlink()
+    cut_short(copy / AUDIO["ER"])
+    wrong, text = doctor(monkeypatch, capsys, copy)
+    lines = text.splitlines()
+    assert wrong and lines[-1] == "4 problems."
+    for task, path in ("PR, ASR", AUDIO["PR"]), ("SID", AUDIO["SID"]), ("IC", AUDIO["IC"]), ("ER", AUDIO["ER"]):
+        assert sum(line.startswith(f"{task}: ") and path in line for line in lines) == 1
+
+
+def test_the_doctor_decodes_only_when_asked(copy, monkeypatch, capsys):
+    path = copy / AUDIO["IC"]
     soundfile.write(path, np.full(8_000, np.nan), 16_000, subtype="FLOAT")
-    assert not doctor(monkeypatch, capsys, copy)[0]  # headers alone do not show it
-    soundfile.write(copy / "SNIPS/train/Ivy-snips-train-0.wav", np.zeros(8_000), 8_000)
+    noise(44_100, 2)(copy / "SNIPS/train/Ivy-snips-train-0.wav")
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_decode", None)
+        wrong, text = doctor(monkeypatch, capsys, copy)
+    assert not wrong and "SF train: 1 not at 16 kHz, as " in text and text.endswith("No problems.\n")
     wrong, text = doctor(monkeypatch, capsys, copy, "--decode")
-    assert wrong and f"not finite, in {path}" in text and "Ivy-snips-train-0.wav has 8000 Hz" in text
+    assert wrong and f"IC: samples that are not finite in {path}; " in text
