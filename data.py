@@ -4,7 +4,7 @@
     python data.py DIR --decode    decodes every audio file as well (headers do not show all that is broken)
 
 Splits and labels are SUPERB's (paper, Section 4.1), as the released s3prl code makes them.
-B utterances, N samples (16 kHz), T labels (100 Hz; diarization only).
+n samples at 16 kHz.
 """
 import argparse
 import csv
@@ -23,24 +23,16 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
-SAMPLE_RATE = 16_000
+from labels import (ASR_SYMBOLS, EMOTIONS, KEYWORDS, LABEL_HOP, PHONES, PR_SYMBOLS, SAMPLE_RATE, SF_SYMBOLS, SPEAKERS,
+                    decode_intent, decode_phones, decode_slots, decode_turns, decode_words, diarization_labels, encode,
+                    slot_tokens)
+
 FRAME, HOP = 400, 320            # HuBERT: receptive field and stride in samples
-LABEL_HOP = SAMPLE_RATE // 100   # SD: a label every 10 ms
 GAIN = 10 ** (-3 / 20)           # KS, ASV: -3 dB
 # ASV: sox's `silence 1 0.1 0.1% -1 0.1 0.1%` takes RMS over 20 ms and runs of 0.1 s; trunc(RMS) has to exceed 0.1 % of
 # 2**31 - 1, so the squares in a window have to add up to LOUD.
 RMS_WINDOW, RUN, LOUD = SAMPLE_RATE // 50, SAMPLE_RATE // 10, SAMPLE_RATE // 50 * 2_147_484**2
 
-VOWELS = [vowel + stress for vowel in "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split() for stress in "012"]
-CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
-PHONES = ["SIL", "SPN", *sorted(VOWELS + CONSONANTS)]
-PR_SYMBOLS = ["<pad>", "<eos>", "<unk>", *PHONES]  # symbol 0 is the CTC blank, here and below
-ASR_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"]
-SF_SYMBOLS = ["<pad>", "<eos>", "<unk>", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]  # and two tags for each slot type
-KEYWORDS = "yes no up down left right on off stop go _unknown_ _silence_".split()
-SPEAKERS = [f"id{number}" for number in range(10_001, 11_252)]
-EMOTIONS = ["neu", "hap", "ang", "sad"]  # SUPERB counts exc as hap and leaves the others out
-LABELS = "neu|hap|ang|sad|exc|fru|sur|fea|dis|oth|xxx"
 VOICES = {"train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
           "dev": ("Aditi", "Amy", "Geraint", "Nicole"), "test": ("Brian", "Emma", "Raveena", "Russell")}
 REPLACE = "replace the file, or go on without it by --skip-broken"
@@ -132,36 +124,6 @@ def sounding(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]]:
         search = match.end() + RUN if match else len(wave)
     return kept
 
-def encode(tokens: list[str], symbols: list[str]) -> list[int]:
-    """Tokens -> ids. The end of sentence is a token that CTC has to output: in PR, ASR and SF alike."""
-    # DIFFERS: the released ASR gives an unseen character the id 32, which its head lacks; ours gives it <unk>
-    known = {symbol: id for id, symbol in enumerate(symbols)}
-    return [known.get(token, known["<unk>"]) for token in tokens]
-
-def decode_phones(ids: list[int]) -> list[str]:
-    """Ids without repeats and blanks -> phones. The end of sentence vanishes wherever it is; below as well."""
-    return [PR_SYMBOLS[id] for id in ids if id != 1]
-
-def decode_words(ids: list[int]) -> list[str]:
-    """Ids without repeats and blanks -> words."""
-    return "".join(ASR_SYMBOLS[id] for id in ids if id != 2).replace("|", " ").split()
-
-def decode_slots(symbols: list[str], ids: list[int]) -> str:
-    """Ids without repeats and blanks -> `PLAY B-artist ABBA E-artist`."""
-    return "".join(symbols[id] for id in ids if id != 1)
-
-def slot_tokens(words: list[str], slots: list[str]) -> list[str]:
-    """PLAY ABBA, O artist -> P L A Y ` ` `B-artist ` A B B A ` E-artist` <eos>.
-    Punctuation is skipped, together with (as in SUPERB) a closing tag or an end of sentence that it would bring."""
-    tokens, last = [], len(words) - 1
-    for i, (word, slot) in enumerate(zip(words, slots)):
-        if word not in "?!.,;-":
-            opens = slot != "O" and (i == 0 or slots[i - 1] != slot)
-            closes = slot != "O" and (i == last or slots[i + 1] != slot)
-            tokens += [f"B-{slot} "] * opens + list("AND" if word == "&" else word) + [f" E-{slot}"] * closes
-            tokens.append("<eos>" if i == last else " ")
-    return tokens
-
 def _check(ok, problem: str) -> None:
     """DataError, unless ok."""
     if not ok:
@@ -202,37 +164,37 @@ def _checked(corpus: Corpus, root, skip_broken: bool | str, ctc=False) -> Corpus
         known = dict(re.findall(r"(.+)\t(\d+)\n", MEMORY.read_text())) if MEMORY.exists() else {}
     with ThreadPool() as pool:
         lengths = pool.imap(functools.partial(_measure, corpus, known), corpus.utterances)
-        for u, samples in zip(corpus.utterances, tqdm(lengths, f"{task}: files", len(ids), delay=2, leave=False)):
+        for u in tqdm(corpus.utterances, f"{task}: files", delay=2, leave=False):
             # CTC needs a frame for each symbol, and one for the blank that parts two of the same
             frames = len(u.target) + sum(a == b for a, b in zip(u.target, u.target[1:])) if ctc else 1
             least = max(corpus.least, FRAME + (frames - 1) * HOP)
-            if isinstance(samples, DataError):
-                _check(skip_broken, str(samples))
-                skipped.append(str(samples))
-            elif samples < least:
-                skipped.append(f"{u.id} is too short: {samples} samples, {least} are needed")
+            try:
+                samples = next(lengths)
+            except DataError as error:
+                _check(skip_broken, str(error))
+                skipped.append(str(error))
             else:
-                kept.append(replace(u, samples=samples))
+                if samples < least:
+                    skipped.append(f"{u.id} is too short: {samples} samples, {least} are needed")
+                else:
+                    kept.append(replace(u, samples=samples))
     _check(kept, f"{task}: no usable utterance ({[*skipped, 'none is listed'][0]}) in {root}; {DATASETS[task][3]}")
     return replace(corpus, utterances=kept, skipped=tuple(skipped))
 
-def _measure(corpus: Corpus, known: dict | None, u: Utterance) -> int | DataError:
-    """The samples of an utterance, or the DataError of its file: by the header alone where known is None, else by
-    decoding, which known and MEMORY make unnecessary the next time."""
-    try:
-        samples = _length(corpus.task, u.path)
-        if known is not None:
-            about = os.stat(u.path)
-            key = f"{u.path} {about.st_size} {about.st_mtime} {corpus.trim}"
-            if key not in known:
-                known[key] = len(load_audio(u, replace(corpus, crop=None)))
-                MEMORY.parent.mkdir(exist_ok=True)
-                with open(MEMORY, "a") as file:
-                    file.write(f"{key}\t{known[key]}\n")
-            samples = int(known[key])
-        return samples
-    except DataError as error:
-        return error
+def _measure(corpus: Corpus, known: dict | None, u: Utterance) -> int:
+    """The samples of an utterance: by its header where known is None, else by decoding, unless known (or MEMORY in a
+    later run) has them. DataError if the file is broken."""
+    samples = _length(corpus.task, u.path)
+    if known is not None:
+        about = os.stat(u.path)
+        key = f"{u.path} {about.st_size} {about.st_mtime} {corpus.trim}"
+        if key not in known:
+            known[key] = len(load_audio(u, replace(corpus, crop=None)))
+            MEMORY.parent.mkdir(exist_ok=True)
+            with open(MEMORY, "a") as file:
+                file.write(f"{key}\t{known[key]}\n")
+        samples = int(known[key])
+    return samples
 
 def _librispeech(task: str, root, split: str) -> tuple[list, list]:
     """(id, path, words) of each line of the transcripts, and sentences on the recordings that are in none of them."""
@@ -341,22 +303,6 @@ def read_asv(root, split: str, skip_broken=False) -> Corpus:
     _check(kept or split == "train", f"ASV: no usable {split} trials in {root}/VoxCeleb1; {VOXCELEB}")
     return replace(corpus, trials=kept, skipped=corpus.skipped + lost)
 
-def diarization_labels(turns: list, samples: int) -> np.ndarray:
-    """Turns (speaker, start s, end s) -> float32 (T, 2), 1 while they talk; columns in the order of the names."""
-    speakers, labels = sorted({turn[0] for turn in turns}), np.zeros((samples // LABEL_HOP, 2), np.float32)
-    for speaker, *times in turns:
-        start, stop = (round(seconds * SAMPLE_RATE / LABEL_HOP) for seconds in times)
-        labels[start:stop, speakers.index(speaker)] = 1
-    return labels
-
-def decode_turns(probabilities, threshold: float = 0.5, median: int = 11) -> list:
-    """(T, 2) probabilities -> [[speaker, start s, end s], ...]: threshold, then median (zeros beyond the ends)."""
-    # DIFFERS: they try ten thresholds and medians on the test set and report the best
-    active = np.pad(np.asarray(probabilities) > threshold, ((median // 2, median // 2), (0, 0)))
-    smooth = np.lib.stride_tricks.sliding_window_view(active, median, axis=0).sum(-1) > median // 2  # (T, 2)
-    edges = [np.flatnonzero(np.diff(column, prepend=False, append=False)).tolist() for column in smooth.T]
-    return [[str(k), a / 100, b / 100] for k in (0, 1) for a, b in zip(edges[k][::2], edges[k][1::2])]
-
 def read_sd(root, split: str, skip_broken=False) -> Corpus:
     """diarization/{train,dev,test}/wav.scp     <recording> <Libri2Mix/wav16k/max/... in DIR, or absolute>
        diarization/{train,dev,test}/rttm        SPEAKER <recording> 1 <start s> <seconds> <NA> <NA> <speaker> <NA>"""
@@ -383,10 +329,6 @@ def read_sd(root, split: str, skip_broken=False) -> Corpus:
     short = tuple(f"{u.id} is a rest of {u.samples} samples" for u in chunks if u.samples < FRAME)
     chunks = [u for u in chunks if u.samples >= FRAME]
     return replace(corpus, utterances=chunks, skipped=corpus.skipped + short)
-
-def decode_intent(values: list[list[str]], indices) -> list[str]:
-    """Three indices -> [action, object, location]."""
-    return [names[index] for names, index in zip(values, indices)]
 
 def read_ic(root, split: str, skip_broken=False) -> Corpus:
     """fluent_speech_commands_dataset/data/{train,valid,test}_data.csv     path (from here), action, object, location"""
@@ -430,9 +372,10 @@ def read_er(root, split: str, fold: int = 1, skip_broken=False) -> Corpus:
     """IEMOCAP (or IEMOCAP_full_release)/Session{1..5}/sentences/wav/<dialog>/<id>.wav     fold k tests on session k
        .../Session{1..5}/dialog/EmoEvaluation/<dialog>.txt     [<times>]<tab><id><tab><emotion><tab>[<ratings>]"""
     folder, pool = _need("ER", root, "IEMOCAP/IEMOCAP_full_release", "IEMOCAP_full_release", "IEMOCAP"), []
+    emotions = "ang|dis|exc|fea|fru|hap|neu|oth|sad|sur|xxx"
     for session in [k for k in range(1, 6) if (k == fold) == (split == "test")]:
         for file in sorted(_need("ER", folder, f"Session{session}/dialog/EmoEvaluation").glob("[!.]*.txt")):
-            for id, emotion in _rows("ER", file, rf"\[.+\]\t(\S+)\t({LABELS})\t\[.+\]|[^[].*"):
+            for id, emotion in _rows("ER", file, rf"\[.+\]\t(\S+)\t({emotions})\t\[.+\]|[^[].*"):
                 label = "hap" if emotion == "exc" else emotion
                 if label in EMOTIONS:
                     path = folder / f"Session{session}/sentences/wav/{file.stem}/{id}.wav"
