@@ -3,13 +3,11 @@
     python data.py DIR             the data doctor: what is there, and for what is not, the next thing to do
     python data.py DIR --decode    decodes every audio file as well (headers do not show all that is broken)
 
-Splits and labels are SUPERB's (paper, Section 4.1), as the released s3prl code makes them.
-n samples at 16 kHz.
+Splits and labels are SUPERB's (rules.py), as the released s3prl code makes them. n samples at 16 kHz.
 """
 import argparse
 import csv
 import functools
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -23,24 +21,15 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
-from labels import (ASR_SYMBOLS, EMOTIONS, KEYWORDS, LABEL_HOP, PHONES, PR_SYMBOLS, SAMPLE_RATE, SF_SYMBOLS, SPEAKERS,
-                    decode_intent, decode_phones, decode_slots, decode_turns, decode_words, diarization_labels, encode,
-                    slot_tokens)
+from rules import (ASR_SYMBOLS, EMOTIONS, FRAME, GAIN, HOP, KEYWORDS, LABEL_HOP, PHONES, PR_SYMBOLS, SAMPLE_RATE,
+                   SF_SYMBOLS, SPEAKERS, VOICES, decode_intent, decode_phones, decode_slots, decode_turns, decode_words,
+                   diarization_labels, encode, keyword_split, slot_tokens, sounding)
 
-FRAME, HOP = 400, 320            # HuBERT: receptive field and stride in samples
-GAIN = 10 ** (-3 / 20)           # KS, ASV: -3 dB
-# ASV: sox's `silence 1 0.1 0.1% -1 0.1 0.1%` takes RMS over 20 ms and runs of 0.1 s; trunc(RMS) has to exceed 0.1 % of
-# 2**31 - 1, so the squares in a window have to add up to LOUD.
-RMS_WINDOW, RUN, LOUD = SAMPLE_RATE // 50, SAMPLE_RATE // 10, SAMPLE_RATE // 50 * 2_147_484**2
-
-VOICES = {"train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
-          "dev": ("Aditi", "Amy", "Geraint", "Nicole"), "test": ("Brian", "Emma", "Raveena", "Russell")}
 REPLACE = "replace the file, or go on without it by --skip-broken"
 MEMORY = Path("cache/decoded.tsv")  # what has been decoded well, so that it is done once
 
 class DataError(Exception):
     """Bad data. The message is one sentence: `<task>: <what> in <file>; <what to do>`."""
-
     def __init__(self, message: str):
         # from the worker of a DataLoader it comes as the last line of a traceback
         super().__init__(message.splitlines()[-1].removeprefix("data.DataError: "))
@@ -91,38 +80,21 @@ def _decode(task: str, path: str) -> np.ndarray:
         raise DataError(f"{task}: damaged audio in {path}; {REPLACE}") from None
     wave = torchaudio.functional.resample(torch.from_numpy(wave.mean(1)), rate, SAMPLE_RATE).numpy()
     _check(np.isfinite(wave).all(), f"{task}: samples that are not finite in {path}; {REPLACE}")
-    _check(len(wave) > 0.95 * samples, f"{task}: only a part of the audio in {path}; {REPLACE}")  # mp3s estimate samples
+    # an mp3 decodes without its end as well, and its header may be an estimate
+    _check(len(wave) > 0.95 * samples, f"{task}: only a part of the audio in {path}; {REPLACE}")
     return wave
 
 def _length(task: str, path: str) -> int:
     """The samples of a file at 16 kHz, by its header alone. DataError if that shows that the file is broken."""
     try:
         header = soundfile.info(path)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):  # ValueError: a name that is no text
         reason = "damaged or not audio" if os.path.exists(path) else "no such file"
         raise DataError(f"{task}: no readable audio ({reason}) in {path}; {REPLACE}") from None
     # a wav that is cut short passes for a shorter one, but for this remark; ten digits stand for an unknown size
     cut = re.search(r"data : \d{1,9} \(should be", header.extra_info)
     _check(header.frames and not cut, f"{task}: {'only a part of the' if cut else 'no'} audio in {path}; {REPLACE}")
     return -(-header.frames * SAMPLE_RATE // header.samplerate)
-
-def sounding(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]]:
-    """The parts [start, stop) of a wave (n,) that sox's silence effect keeps, to the sample.
-    A part begins with RUN loud samples; it ends where RUN quiet ones follow, and then the RMS window is emptied."""
-    # no more of a square matters than LOUD; up to there float64 holds integers exactly
-    squares = np.minimum(np.rint(wave.astype(np.float64) * (gain * 2**31)) ** 2, LOUD).astype(np.int64)
-    power = np.cumsum(squares)  # wraps around, which leaves the differences exact
-    power[RMS_WINDOW:] -= power[:-RMS_WINDOW].copy()
-    levels = bytearray(np.where(power >= LOUD, b"L", b"q").tobytes())
-    part = re.compile(rb"(?<!L)L{%d}(?:L+|q{1,%d}(?!q))*" % (RUN, RUN - 1))
-    kept, search = [], 0
-    while search < len(wave):
-        filling = int((np.cumsum(squares[search:search + RMS_WINDOW]) < LOUD).sum())  # quiet with an emptied window
-        levels[search:search + filling] = b"q" * filling
-        match = part.search(levels, search)
-        kept += [match.span()] if match else []
-        search = match.end() + RUN if match else len(wave)
-    return kept
 
 def _check(ok, problem: str) -> None:
     """DataError, unless ok."""
@@ -165,19 +137,19 @@ def _checked(corpus: Corpus, root, skip_broken: bool | str, ctc=False) -> Corpus
     with ThreadPool() as pool:
         lengths = pool.imap(functools.partial(_measure, corpus, known), corpus.utterances)
         for u in tqdm(corpus.utterances, f"{task}: files", delay=2, leave=False):
-            # CTC needs a frame for each symbol, and one for the blank that parts two of the same
-            frames = len(u.target) + sum(a == b for a, b in zip(u.target, u.target[1:])) if ctc else 1
-            least = max(corpus.least, FRAME + (frames - 1) * HOP)
             try:
                 samples = next(lengths)
             except DataError as error:
                 _check(skip_broken, str(error))
                 skipped.append(str(error))
+                continue
+            # CTC needs a frame for each symbol, and one for the blank that parts two of the same
+            frames = len(u.target) + sum(a == b for a, b in zip(u.target, u.target[1:])) if ctc else 1
+            least = max(corpus.least, FRAME + (frames - 1) * HOP)
+            if samples >= least:
+                kept.append(replace(u, samples=samples))
             else:
-                if samples < least:
-                    skipped.append(f"{u.id} is too short: {samples} samples, {least} are needed")
-                else:
-                    kept.append(replace(u, samples=samples))
+                skipped.append(f"{u.id} is too short: {samples} samples, {least} are needed")
     _check(kept, f"{task}: no usable utterance ({[*skipped, 'none is listed'][0]}) in {root}; {DATASETS[task][3]}")
     return replace(corpus, utterances=kept, skipped=tuple(skipped))
 
@@ -231,12 +203,6 @@ def read_asr(root, split: str, skip_broken=False) -> Corpus:
     corpus = Corpus("ASR", utterances, len(ASR_SYMBOLS), decode_words, skipped=tuple(skipped))
     return _checked(corpus, root, skip_broken, ctc=split == "train")
 
-def keyword_split(name: str) -> str:
-    """The split of a file, or "discarded", by a hash of the speaker in its name (Speech Commands' own rule)."""
-    digest = hashlib.sha1(name.split("_nohash_")[0].encode()).hexdigest()
-    percent = int(digest, 16) % 2**27 * 100 / (2**27 - 1)
-    return "dev" if percent < 10 else "discarded" if percent < 20 else "train"
-
 def read_ks(root, split: str, skip_broken=False) -> Corpus:
     """speech_commands_v0.01/{<word>/<speaker>_nohash_<n>.wav,_background_noise_/*.wav}    train, dev (noise: both)
        speech_commands_test_set_v0.01/<class>/*.wav                                      test"""
@@ -255,11 +221,11 @@ def read_ks(root, split: str, skip_broken=False) -> Corpus:
 def _voxceleb(root, names, labels: dict[str, int]) -> list[Utterance]:
     """Utterances for the names <speaker>/<video>/<segment>.wav, which are in one folder or in two."""
     folders = [Path(root, "VoxCeleb1", part) for part in ("wav", "test/wav", "dev/wav")]
-    homes = {place.name: place for folder in folders for place in folder.glob("id*")}
+    homes = {place.name: folder for folder in folders for place in folder.glob("id*")}
     utterances = []
     for name in names:
-        speaker, _, rest = name.partition("/")
-        path = homes.get(speaker, folders[-1] / speaker) / rest
+        speaker = name.split("/")[0]
+        path = homes.get(speaker, folders[-1]) / name
         utterances.append(Utterance(name, str(path), labels.get(speaker, -1), speaker))
     return utterances
 
@@ -271,7 +237,7 @@ def read_sid(root, split: str, skip_broken=False) -> Corpus:
     names = [name for part, name in _rows("SID", file, r"([123])\s+(id1\d{4}/.+)") if part == number]
     utterances = _voxceleb(root, names, {speaker: label for label, speaker in enumerate(SPEAKERS)})
     for u in utterances:
-        _check(u.reference in SPEAKERS, f"SID: {u.reference}, not among id10001 to id11251, in {file}; correct it")
+        _check(u.target >= 0, f"SID: {u.reference}, not among id10001 to id11251, in {file}; correct it")
     crop = 8 * SAMPLE_RATE if split == "train" else None
     return _checked(Corpus("SID", utterances, len(SPEAKERS), SPEAKERS.__getitem__, crop=crop), root, skip_broken)
 
@@ -352,19 +318,22 @@ def read_sf(root, split: str, skip_broken=False) -> Corpus:
     folder, utterances, silent = _need("SF", root, "SNIPS"), [], []
     slots, file = [slot for slot, in _rows("SF", folder / "slots.txt", r"(\S+)")], folder / "all.iob.snips.txt"
     symbols = SF_SYMBOLS + [tag for slot in slots if slot != "O" for tag in (f"B-{slot} ", f" E-{slot}")]
-    lines = list(_rows("SF", file, r"(\S+) BOS (.+) EOS\tO (.+) \S+"))
-    sentences = {id: text for id, *text in lines}
-    _check(len(sentences) == len(lines), f"SF: the same id twice in {file}; delete one")
+    sentences = {}
+    for id, *sentence in _rows("SF", file, r"(\S+) BOS (.+) EOS\tO (.+) \S+"):
+        _check(id not in sentences, f"SF: {id}, listed twice, in {file}; delete one")
+        sentences[id] = sentence
     for path in sorted(_need("SF", folder, "valid" if split == "dev" else split).glob("[!.]*")):
-        if path.name.startswith(VOICES[split]) and path.suffix in (".wav", ".mp3"):
-            if path.stem not in sentences:
-                silent.append(f"{path.stem} has no line in {file}")
-                continue
-            words, labels = map(str.split, sentences[path.stem])
-            _check(len(words) == len(labels) and set(labels) <= {"O", *slots},
-                   f"SF: {path.stem} has unknown slots, or not one per word, in {file}; correct it")
-            target = encode(slot_tokens(words, labels), symbols)
-            utterances.append(Utterance(path.stem, str(path), target, decode_slots(symbols, target)))
+        id = path.stem
+        if path.suffix not in (".wav", ".mp3") or not id.startswith(VOICES[split]):
+            continue
+        if id not in sentences:
+            silent.append(f"{path} has no line in {file}")
+            continue
+        words, labels = map(str.split, sentences[id])
+        problem = f"SF: {id}, with unknown slots or not one per word, in {file}; correct it"
+        _check(len(words) == len(labels) and set(labels) <= {"O", *slots}, problem)
+        target = encode(slot_tokens(words, labels), symbols)
+        utterances.append(Utterance(id, str(path), target, decode_slots(symbols, target)))
     corpus = Corpus("SF", utterances, len(symbols), functools.partial(decode_slots, symbols), skipped=tuple(silent))
     return _checked(corpus, root, skip_broken, ctc=split == "train")
 
@@ -381,7 +350,8 @@ def read_er(root, split: str, fold: int = 1, skip_broken=False) -> Corpus:
                     path = folder / f"Session{session}/sentences/wav/{file.stem}/{id}.wav"
                     pool.append(Utterance(id, str(path), EMOTIONS.index(label), label))
     if split != "test":  # DIFFERS: their 20 % for dev follow from an order of files that only their own lists record
-        order, most = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0)).tolist(), int(0.8 * len(pool))
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0)).tolist()
+        most = int(0.8 * len(pool))
         pool = [pool[i] for i in (order[:most] if split == "train" else order[most:])]
     return _checked(Corpus("ER", pool, len(EMOTIONS), EMOTIONS.__getitem__), root, skip_broken)
 
@@ -417,13 +387,14 @@ def main() -> bool:
                 corpus = reader(args.root, split, skip_broken=args.decode or "headers")
             except DataError as error:
                 corpus = Corpus(task, [], 0, list, skipped=(str(error),))
-            paths = {u.path for u in corpus.utterances}
-            broken = [text for text in corpus.skipped if text.startswith(f"{task}: ")]
-            for text in broken:
+            others = [text for text in corpus.skipped if not text.startswith(f"{task}: ")]
+            for text in [text for text in corpus.skipped if text.startswith(f"{task}: ")]:
                 problems.setdefault(text.removeprefix(f"{task}: "), {})[task] = True
-            if others := [text for text in corpus.skipped if text not in broken]:
+            if others:
                 notes.append(f"{task} {split}: {len(others):,} left out, as {others[0]}.")
-            if odd := [path for path in paths if soundfile.info(path).samplerate != SAMPLE_RATE]:
+            paths = {u.path for u in corpus.utterances}
+            odd = sorted(path for path in paths if soundfile.info(path).samplerate != SAMPLE_RATE)
+            if odd:
                 notes.append(f"{task} {split}: {len(odd):,} not at 16 kHz, as {odd[0]}; convert them to save time.")
             found = f"{len(corpus.trials) or len(paths):,}" if paths else "none"
             row += f"{f'{found} / {expected:,}' if expected else found:>19}"

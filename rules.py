@@ -1,11 +1,20 @@
-"""What the heads learn and what their outputs mean: SUPERB's vocabularies, encoders and decoders (paper, Section 4.1).
+"""SUPERB's rules, as pure functions: vocabularies, encoders, decoders, a split, silence (paper, Section 4.1).
 
-Pure functions on lists, as the released s3prl code has them. T labels (100 Hz; diarization only).
+They are as in the released s3prl code. n samples at 16 kHz, T labels (100 Hz; diarization only).
 """
+import hashlib
+import re
+
 import numpy as np
 
 SAMPLE_RATE = 16_000
+FRAME, HOP = 400, 320            # HuBERT: receptive field and stride in samples
+GAIN = 10 ** (-3 / 20)           # KS, ASV: -3 dB
 LABEL_HOP = SAMPLE_RATE // 100   # SD: a label every 10 ms
+# ASV: sox's `silence 1 0.1 0.1% -1 0.1 0.1%` takes RMS over 20 ms and runs of 0.1 s; trunc(RMS) has to exceed 0.1 % of
+# 2**31 - 1, so the squares in a window have to add up to LOUD.
+RMS_WINDOW, RUN, LOUD = SAMPLE_RATE // 50, SAMPLE_RATE // 10, SAMPLE_RATE // 50 * 2_147_484**2
+
 VOWELS = [vowel + stress for vowel in "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split() for stress in "012"]
 CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
 PHONES = ["SIL", "SPN", *sorted(VOWELS + CONSONANTS)]
@@ -15,6 +24,8 @@ SF_SYMBOLS = ["<pad>", "<eos>", "<unk>", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]  #
 KEYWORDS = "yes no up down left right on off stop go _unknown_ _silence_".split()
 SPEAKERS = [f"id{number}" for number in range(10_001, 11_252)]
 EMOTIONS = ["neu", "hap", "ang", "sad"]
+VOICES = {"train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
+          "dev": ("Aditi", "Amy", "Geraint", "Nicole"), "test": ("Brian", "Emma", "Raveena", "Russell")}
 
 def encode(tokens: list[str], symbols: list[str]) -> list[int]:
     """Tokens -> ids. The end of sentence is a token that CTC has to output: in PR, ASR and SF alike."""
@@ -65,3 +76,27 @@ def decode_turns(probabilities, threshold: float = 0.5, median: int = 11) -> lis
 def decode_intent(values: list[list[str]], indices) -> list[str]:
     """Three indices -> [action, object, location]."""
     return [names[index] for names, index in zip(values, indices)]
+
+def keyword_split(name: str) -> str:
+    """The split of a file, or "discarded", by a hash of the speaker in its name (Speech Commands' own rule)."""
+    digest = hashlib.sha1(name.split("_nohash_")[0].encode()).hexdigest()
+    percent = int(digest, 16) % 2**27 * 100 / (2**27 - 1)
+    return "dev" if percent < 10 else "discarded" if percent < 20 else "train"
+
+def sounding(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]]:
+    """The parts [start, stop) of a wave (n,) that sox's silence effect keeps, to the sample.
+    A part begins with RUN loud samples; it ends where RUN quiet ones follow, and then the RMS window is emptied."""
+    # no more of a square matters than LOUD; up to there float64 holds integers exactly
+    squares = np.minimum(np.rint(wave.astype(np.float64) * (gain * 2**31)) ** 2, LOUD).astype(np.int64)
+    power = np.cumsum(squares)  # wraps around, which leaves the differences exact
+    power[RMS_WINDOW:] -= power[:-RMS_WINDOW].copy()
+    levels = bytearray(np.where(power >= LOUD, b"L", b"q").tobytes())
+    part = re.compile(rb"(?<!L)L{%d}(?:L+|q{1,%d}(?!q))*" % (RUN, RUN - 1))
+    kept, search = [], 0
+    while search < len(wave):
+        filling = int((np.cumsum(squares[search:search + RMS_WINDOW]) < LOUD).sum())  # quiet with an emptied window
+        levels[search:search + filling] = b"q" * filling
+        match = part.search(levels, search)
+        kept += [match.span()] if match else []
+        search = match.end() + RUN if match else len(wave)
+    return kept
