@@ -136,7 +136,8 @@ def _checked(corpus: Corpus, root, skip_broken: bool | str, ctc=False) -> Corpus
         known = dict(re.findall(r"(.+)\t(\d+)\n", MEMORY.read_text())) if MEMORY.exists() else {}
     with ThreadPool() as pool:
         lengths = pool.imap(functools.partial(_measure, corpus, known), corpus.utterances)
-        for u in tqdm(corpus.utterances, f"{task}: files", delay=2, leave=False):
+        title = f"{task}: {'file headers' if known is None else 'decoding every file, once'}"
+        for u in tqdm(corpus.utterances, title, delay=2, leave=False):
             try:
                 samples = next(lengths)
             except DataError as error:
@@ -171,9 +172,8 @@ def _measure(corpus: Corpus, known: dict | None, u: Utterance) -> int:
 def _librispeech(task: str, root, split: str) -> tuple[list, list]:
     """(id, path, words) of each line of the transcripts, and sentences on the recordings that are in none of them."""
     folder = _need(task, root, "LibriSpeech/train-clean-100" if split == "train" else f"LibriSpeech/{split}-clean")
-    files = sorted(folder.glob("*/*/[!.]*.trans.txt"))
     lines = [(id, str(file.parent / f"{id}.flac"), words.upper().split())
-             for file in files for id, words in _rows(task, file, r"(\S+)\s+(.+)")]
+             for file in sorted(folder.glob("*/*/[!.]*.trans.txt")) for id, words in _rows(task, file, r"(\S+)\s+(.+)")]
     mute = {str(path) for path in folder.glob("*/*/[!.]*.flac")} - {path for _, path, _ in lines}
     return lines, [f"{path} has no transcript" for path in sorted(mute)]
 
