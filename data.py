@@ -360,7 +360,7 @@ DATASETS = {  # task: reader, folder, SUPERB's counts (ASV: before the length fi
     "PR": (read_pr, "LibriSpeech", (28_539, 2_703, 2_620), "get LibriSpeech at openslr.org/12 (CC BY 4.0), "
            "and the lexicons at huggingface.co/datasets/s3prl/g2p"),
     "ASR": (read_asr, "LibriSpeech", (28_539, 2_703, 2_620), "get LibriSpeech at openslr.org/12 (CC BY 4.0)"),
-    "KS": (read_ks, "speech_commands_v0.01", (51_100, 6_804, 3_081), "get it at download.tensorflow.org (CC BY 4.0)"),
+    "KS": (read_ks, "speech_commands", (51_100, 6_804, 3_081), "get both at download.tensorflow.org/data (CC BY 4.0)"),
     "SID": (read_sid, "VoxCeleb1", (138_361, 6_904, 8_251), VOXCELEB),
     "ASV": (read_asv, "VoxCeleb1", (148_642, 0, 37_720), VOXCELEB),
     "SD": (read_sd, "Libri2Mix, diarization", (13_900, 3_000, 3_000), "make it with github.com/s3prl/LibriMix "
@@ -390,14 +390,13 @@ def main() -> bool:
             others = [text for text in corpus.skipped if not text.startswith(f"{task}: ")]
             for text in [text for text in corpus.skipped if text.startswith(f"{task}: ")]:
                 problems.setdefault(text.removeprefix(f"{task}: "), {})[task] = True
-            if others:
-                notes.append(f"{task} {split}: {len(others):,} left out, as {others[0]}.")
             paths = {u.path for u in corpus.utterances}
             odd = sorted(path for path in paths if soundfile.info(path).samplerate != SAMPLE_RATE)
-            if odd:
-                notes.append(f"{task} {split}: {len(odd):,} not at 16 kHz, as {odd[0]}; convert them to save time.")
-            found = f"{len(corpus.trials) or len(paths):,}" if paths else "none"
-            row += f"{f'{found} / {expected:,}' if expected else found:>19}"
+            for found, what in (others, "left out"), (odd, "not at 16 kHz (convert them to save time)"):
+                if found:
+                    notes.append(f"{task} {split}: {len(found):,} {what}, as {found[0]}.")
+            count = f"{len(corpus.trials) or len(paths):,}" if paths else "none"
+            row += f"{f'{count} / {expected:,}' if expected else count:>19}"
         print(row)
     print("", *(f"{', '.join(tasks)}: {text}." for text, tasks in problems.items()), *notes, sep="\n")
     print(f"{len(problems) or 'No'} problems.")

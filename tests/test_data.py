@@ -858,6 +858,6 @@ def test_the_doctor_decodes_only_when_asked(copy, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(data, "_decode", None)
         wrong, text = doctor(monkeypatch, capsys, copy)
-    assert not wrong and "SF train: 1 not at 16 kHz, as " in text and text.endswith("No problems.\n")
+    assert not wrong and "SF train: 1 not at 16 kHz (convert them to save time), as " in text and text.endswith("No problems.\n")
     wrong, text = doctor(monkeypatch, capsys, copy, "--decode")
     assert wrong and f"IC: samples that are not finite in {path}; " in text
