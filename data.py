@@ -399,7 +399,7 @@ def main() -> bool:
             row += f"{f'{count} / {expected:,}' if expected else count:>19}"
         print(row)
     print("", *(f"{', '.join(tasks)}: {text}." for text, tasks in problems.items()), *notes, sep="\n")
-    print(f"{len(problems) or 'No'} problems.")
+    print(f"Problems: {len(problems)}.")
     return bool(problems)
 
 if __name__ == "__main__":

@@ -847,7 +847,7 @@ def test_the_doctor_lists_each_broken_file_once_and_goes_on(copy, monkeypatch, c
     cut_short(copy / AUDIO["ER"])
     wrong, text = doctor(monkeypatch, capsys, copy)
     lines = text.splitlines()
-    assert wrong and lines[-1] == "4 problems."
+    assert wrong and lines[-1] == "Problems: 4."
     for task, path in ("PR, ASR", AUDIO["PR"]), ("SID", AUDIO["SID"]), ("IC", AUDIO["IC"]), ("ER", AUDIO["ER"]):
         assert sum(line.startswith(f"{task}: ") and path in line for line in lines) == 1
 
@@ -858,6 +858,7 @@ def test_the_doctor_decodes_only_when_asked(copy, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(data, "_decode", None)
         wrong, text = doctor(monkeypatch, capsys, copy)
-    assert not wrong and "SF train: 1 not at 16 kHz (convert them to save time), as " in text and text.endswith("No problems.\n")
+    assert not wrong and "SF train: 1 not at 16 kHz (convert them to save time), as " in text
+    assert text.endswith("Problems: 0.\n")
     wrong, text = doctor(monkeypatch, capsys, copy, "--decode")
     assert wrong and f"IC: samples that are not finite in {path}; " in text
