@@ -8,19 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from data import SAMPLE_RATE, Corpus, load_audio
 
 Batch = namedtuple("Batch", "waves lengths targets ids")
 Batch.__doc__ = "One task's share of a step: waves (B, N) float32, zero padded; lengths (B,) int64; B targets; B ids."
 
-
 class Stream:
     """Endless training batches of one corpus, which depend on (seed, step) alone: a run can stop and go on.
-
     `frozen.batch(visits)`, where given, answers instead of the audio."""
-
     def __init__(self, corpus: Corpus, batch: int, seed: int = 0, frozen=None):
         self.corpus, self.batch, self.seed, self.frozen = corpus, batch, seed, frozen
         self.lengths = np.array(corpus.lengths)
@@ -46,7 +42,6 @@ class Stream:
         rng.shuffle(rest[:len(rest) // size * size].reshape(-1, size))
         return order
 
-
 def collate(corpus: Corpus, visits: list[tuple], seed: int = 0) -> Batch:
     """Loads (utterance, visit number) pairs; the number draws the crop, None is for evaluation."""
     chosen = [corpus.utterances[index] for index, _ in visits]
@@ -55,10 +50,9 @@ def collate(corpus: Corpus, visits: list[tuple], seed: int = 0) -> Batch:
     return Batch(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]),
                  [u.target for u in chosen], [u.id for u in chosen])
 
-
 @dataclass
 class Steps:
-    """What a DataLoader reads: steps[k] is {task: Batch}."""
+    """What a DataLoader reads in training: steps[k] is {task: Batch}."""
     streams: dict[str, Stream]
     rank: int = 0
     world: int = 1
@@ -68,12 +62,11 @@ class Steps:
         return {task: s.frozen.batch(visits[task]) if s.frozen else collate(s.corpus, visits[task], s.seed)
                 for task, s in self.streams.items()}
 
-
-class Chunks(Dataset):
-    """A fixed list of batches of one corpus, loaded by worker processes: item k is batch k."""
-
-    def __init__(self, corpus: Corpus, visits: list[list[tuple]]):
-        self.corpus, self.visits = corpus, visits
+@dataclass
+class Chunks:
+    """What a DataLoader reads else: chunks[k] is a batch of one corpus, from a fixed list of visits."""
+    corpus: Corpus
+    visits: list[list[tuple]]
 
     def __len__(self) -> int:
         return len(self.visits)
@@ -81,17 +74,15 @@ class Chunks(Dataset):
     def __getitem__(self, k: int) -> Batch:
         return collate(self.corpus, self.visits[k])
 
-
 def as_is(batch):
     """What a loader makes of a batch: nothing. The default one looks through every target for arrays, at each step."""
     return batch
 
-
 def sorted_batches(corpus: Corpus, seconds: float = 60) -> list[list[int]]:
     """Indices of utterances, short ones first, in batches of at most so many seconds with padding (or of one)."""
-    batches = [[]]
-    for i in sorted(range(len(corpus.utterances)), key=lambda i: corpus.utterances[i].samples):
-        if batches[-1] and (len(batches[-1]) + 1) * corpus.utterances[i].samples > seconds * SAMPLE_RATE:
+    batches, samples = [[]], [u.samples for u in corpus.utterances]
+    for i in sorted(range(len(samples)), key=samples.__getitem__):
+        if batches[-1] and (len(batches[-1]) + 1) * samples[i] > seconds * SAMPLE_RATE:
             batches.append([])
         batches[-1].append(i)
     return batches

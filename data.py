@@ -1,16 +1,13 @@
 """The nine tasks of SUPERB, read from the folders of their corpora.
 
     python data.py DIR             the data doctor: what is there, and for what is not, the next thing to do
-    python data.py DIR --decode    reads every audio file as well and lists the broken ones
+    python data.py DIR --decode    decodes every audio file as well (headers do not show all that is broken)
 
-Splits and labels are SUPERB's (paper, Section 4.1), as the released s3prl code makes them.
-B utterances, N samples (16 kHz), T labels (100 Hz; diarization only).
+Splits and labels are SUPERB's (rules.py), as the released s3prl code makes them. n samples at 16 kHz.
 """
 import argparse
 import csv
 import functools
-import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -24,30 +21,18 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
-SAMPLE_RATE = 16_000
-FRAME, HOP = 400, 320            # HuBERT: receptive field and stride in samples
-LABEL_HOP = SAMPLE_RATE // 100   # SD: a label every 10 ms
-GAIN = 10 ** (-3 / 20)           # KS, ASV: -3 dB
-# ASV: sox's `silence 1 0.1 0.1% -1 0.1 0.1%` takes RMS over 20 ms and runs of 0.1 s; trunc(RMS) has to exceed 0.1 % of
-# 2**31 - 1, so the squares in a window have to add up to LOUD.
-RMS_WINDOW, RUN, LOUD = SAMPLE_RATE // 50, SAMPLE_RATE // 10, SAMPLE_RATE // 50 * 2_147_484**2
+from rules import (ASR_SYMBOLS, EMOTIONS, FRAME, GAIN, HOP, KEYWORDS, LABEL_HOP, PHONES, PR_SYMBOLS, SAMPLE_RATE,
+                   SF_SYMBOLS, SPEAKERS, VOICES, decode_intent, decode_phones, decode_slots, decode_turns, decode_words,
+                   diarization_labels, encode, keyword_split, slot_tokens, sounding)
 
-PHONES = """SIL SPN AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 B CH D DH EH0 EH1 EH2
-    ER0 ER1 ER2 EY0 EY1 EY2 F G HH IH0 IH1 IH2 IY0 IY1 IY2 JH K L M N NG OW0 OW1 OW2 OY0 OY1 OY2 P R S SH T TH
-    UH0 UH1 UH2 UW0 UW1 UW2 V W Y Z ZH""".split()
-PR_SYMBOLS = ["<pad>", "<eos>", "<unk>", *PHONES]  # symbol 0 is the CTC blank, here and below
-ASR_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"]
-SF_SYMBOLS = ["<pad>", "<eos>", "<unk>", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]  # and two tags for each slot type
-KEYWORDS = "yes no up down left right on off stop go _unknown_ _silence_".split()
-SPEAKERS = [f"id{number}" for number in range(10_001, 11_252)]
-EMOTIONS = ["neu", "hap", "ang", "sad"]
-VOICES = {"train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
-          "dev": ("Aditi", "Amy", "Geraint", "Nicole"), "test": ("Brian", "Emma", "Raveena", "Russell")}
-
-SEE_READER = "", None, (), "see its reader"  # for a task that is not SUPERB's
+REPLACE = "replace the file, or go on without it by --skip-broken"
+MEMORY = Path("cache/decoded.tsv")  # what has been decoded well, so that it is done once
 
 class DataError(Exception):
     """Bad data. The message is one sentence: `<task>: <what> in <file>; <what to do>`."""
+    def __init__(self, message: str):
+        # from the worker of a DataLoader it comes as the last line of a traceback
+        super().__init__(message.splitlines()[-1].removeprefix("data.DataError: "))
 
 @dataclass(frozen=True)
 class Utterance:
@@ -56,7 +41,7 @@ class Utterance:
     path: str
     target: object                  # for the loss: class, 3 classes (IC), token ids (PR ASR SF), array (T, 2) (SD)
     reference: object               # for the metric: phones, words, tagged string, name(s), [speaker, start s, end s]s
-    samples: int                    # length at 16 kHz, from the file's header (ASV: without silence)
+    samples: int = 0                # length at 16 kHz (ASV: without silence)
     start: int = 0                  # the part of the file, in samples at 16 kHz
     stop: int | None = None
 
@@ -69,10 +54,11 @@ class Corpus:
     decode: Callable                # a head's prediction -> comparable with Utterance.reference
     gain: float = 1.0
     trim: bool = False              # remove silence as sox does
+    least: int = FRAME              # shortest input in samples
     crop: int | None = None         # longest input in samples
     balanced: bool = False          # training draws all classes equally often
     trials: tuple = ()              # ASV dev and test: (label, id, id)
-    skipped: tuple[str, ...] = ()   # what was left out and why, a sentence each
+    skipped: tuple[str, ...] = ()   # what was left out and why, a sentence each (a broken file: its DataError)
 
     @property
     def lengths(self) -> list[int]:
@@ -91,61 +77,29 @@ def load_audio(utterance: Utterance, corpus: Corpus, seed=None) -> np.ndarray:
     return wave * np.float32(corpus.gain)  # DIFFERS: sox rounds to 32-bit integers here; floats need not
 
 def _decode(task: str, path: str) -> np.ndarray:
-    """A whole file as float32 (n,), mono, 16 kHz."""
+    """A whole file as float32 (n,), mono, 16 kHz. DataError if it is broken."""
+    samples = _length(task, path)
     try:
         wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{task}: no readable audio in {path} ({error}); replace the file") from error
-    _check(len(wave) and np.isfinite(wave).all(), f"{task}: no samples, or not finite, in {path}; replace the file")
-    return torchaudio.functional.resample(torch.from_numpy(wave.mean(1)), rate, SAMPLE_RATE).numpy()
+    except (OSError, RuntimeError):
+        raise DataError(f"{task}: damaged audio in {path}; {REPLACE}") from None
+    wave = torchaudio.functional.resample(torch.from_numpy(wave.mean(1)), rate, SAMPLE_RATE).numpy()
+    _check(np.isfinite(wave).all(), f"{task}: samples that are not finite in {path}; {REPLACE}")
+    # an mp3 decodes without its end as well, and its header may be an estimate
+    _check(len(wave) > 0.95 * samples, f"{task}: only a part of the audio in {path}; {REPLACE}")
+    return wave
 
-def sounding(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]]:
-    """The parts [start, stop) of a wave (n,) that sox's silence effect keeps, to the sample.
-    A part begins with RUN loud samples; it ends where RUN quiet ones follow, and then the RMS window is emptied."""
-    # no more of a square matters than LOUD; up to there float64 holds integers exactly
-    squares = np.minimum(np.rint(wave.astype(np.float64) * (gain * 2**31)) ** 2, LOUD).astype(np.int64)
-    power = np.cumsum(squares)  # wraps around, which leaves the differences exact
-    power[RMS_WINDOW:] -= power[:-RMS_WINDOW].copy()
-    levels = bytearray(np.where(power >= LOUD, b"L", b"q").tobytes())
-    part = re.compile(rb"(?<!L)L{%d}(?:L+|q{1,%d}(?!q))*" % (RUN, RUN - 1))
-    kept, search = [], 0
-    while search < len(wave):
-        filling = int((np.cumsum(squares[search:search + RMS_WINDOW]) < LOUD).sum())  # quiet with an emptied window
-        levels[search:search + filling] = b"q" * filling
-        match = part.search(levels, search)
-        kept += [match.span()] if match else []
-        search = match.end() + RUN if match else len(wave)
-    return kept
-
-def encode(tokens: list[str], symbols: list[str]) -> list[int]:
-    """Tokens -> ids. The end of sentence is a token that CTC has to output: in PR, ASR and SF alike."""
-    # DIFFERS: the released ASR gives an unseen character the id 32, which its head lacks; ours gives it <unk>
-    known = {symbol: id for id, symbol in enumerate(symbols)}
-    return [known.get(token, known["<unk>"]) for token in tokens]
-
-def decode_phones(ids: list[int]) -> list[str]:
-    """Ids without repeats and blanks -> phones. The end of sentence vanishes wherever it is; below as well."""
-    return [PR_SYMBOLS[id] for id in ids if id != 1]
-
-def decode_words(ids: list[int]) -> list[str]:
-    """Ids without repeats and blanks -> words."""
-    return "".join(ASR_SYMBOLS[id] for id in ids if id != 2).replace("|", " ").split()
-
-def decode_slots(symbols: list[str], ids: list[int]) -> str:
-    """Ids without repeats and blanks -> `PLAY B-artist ABBA E-artist`."""
-    return "".join(symbols[id] for id in ids if id != 1)
-
-def slot_tokens(words: list[str], slots: list[str]) -> list[str]:
-    """PLAY ABBA, O artist -> P L A Y ` ` `B-artist ` A B B A ` E-artist` <eos>.
-    Punctuation is skipped, together with (as in SUPERB) a closing tag or an end of sentence that it would bring."""
-    tokens, last = [], len(words) - 1
-    for i, (word, slot) in enumerate(zip(words, slots)):
-        if word not in "?!.,;-":
-            opens = slot != "O" and (i == 0 or slots[i - 1] != slot)
-            closes = slot != "O" and (i == last or slots[i + 1] != slot)
-            tokens += [f"B-{slot} "] * opens + list("AND" if word == "&" else word) + [f" E-{slot}"] * closes
-            tokens.append("<eos>" if i == last else " ")
-    return tokens
+def _length(task: str, path: str) -> int:
+    """The samples of a file at 16 kHz, by its header alone. DataError if that shows that the file is broken."""
+    try:
+        header = soundfile.info(path)
+    except (OSError, RuntimeError, ValueError):  # ValueError: a name that is no text
+        reason = "damaged or not audio" if os.path.exists(path) else "no such file"
+        raise DataError(f"{task}: no readable audio ({reason}) in {path}; {REPLACE}") from None
+    # a wav that is cut short passes for a shorter one, but for this remark; ten digits stand for an unknown size
+    cut = re.search(r"data : \d{1,9} \(should be", header.extra_info)
+    _check(header.frames and not cut, f"{task}: {'only a part of the' if cut else 'no'} audio in {path}; {REPLACE}")
+    return -(-header.frames * SAMPLE_RATE // header.samplerate)
 
 def _check(ok, problem: str) -> None:
     """DataError, unless ok."""
@@ -155,103 +109,130 @@ def _check(ok, problem: str) -> None:
 def _need(task: str, root, *names: str) -> Path:
     """The first of the paths root/name that exists."""
     found = [Path(root, name) for name in names if Path(root, name).exists()]
-    _check(found, f"{task}: nothing called {' or '.join(names)} in {root}; {DATASETS.get(task, SEE_READER)[3]}")
+    _check(found, f"{task}: nothing called {' or '.join(names)} in {root}; {DATASETS[task][3]}")
     return found[0]
 
 def _rows(task: str, file: Path, pattern: str):
     """Yields the groups of a pattern that each line of a text file has to match, unless it is blank."""
     try:
-        lines = _need(task, file.parent, file.name).read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"{task}: bytes that are not UTF-8 in {file}; save it as UTF-8 text") from None
-    for number, line in enumerate(map(str.strip, lines), 1):
+        text = _need(task, file.parent, file.name).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise DataError(f"{task}: no readable UTF-8 text in {file}; save it as such") from None
+    _check(text.strip(), f"{task}: nothing in {file}; restore it")
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         match = re.fullmatch(pattern, line)
-        _check(match or not line, f"{task}: line {number} ({line[:40]}) is malformed in {file}; correct it")
+        _check(match or not line, f"{task}: line {number} ({line[:40]}), which is malformed, in {file}; correct it")
         if line:
             yield match.groups()
 
-def _filled(corpus: Corpus, root, rows, skip_broken: bool, ctc=False) -> Corpus:
-    """The corpus with an utterance for each row (id, path, target, reference), as long as the file's header says."""
+def _checked(corpus: Corpus, root, skip_broken: bool | str, ctc=False) -> Corpus:
+    """The corpus with the lengths of its utterances, without those that are broken or too short.
+
+    Headers tell the lengths. Files are decoded to find what headers do not show (skip_broken=True) and what silence
+    leaves (trim); skip_broken="headers", for the doctor, decodes nothing."""
     task, kept, skipped, ids = corpus.task, [], list(corpus.skipped), set()
-    for id, path, target, reference in tqdm(rows, f"{task}: file headers", delay=2, leave=False):
-        inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
-        _check(inside, f"{task}: the path {path}, which leads out, in {root}; keep it inside (links are fine)")
-        _check(id not in ids, f"{task}: {id}, listed twice, in {root}; delete one")
-        ids.add(id)
-        try:
-            header = soundfile.info(path)
-        except (OSError, RuntimeError):
-            problem = f"no readable audio in {path} ({'damaged' if os.path.exists(path) else 'no such file'})"
-            _check(skip_broken, f"{task}: {problem}; replace it, or go on without it by --skip-broken")
-            skipped.append(problem)
-            continue
-        samples = -(-header.frames * SAMPLE_RATE // header.samplerate)
-        frames = (samples - FRAME) // HOP + 1
-        needed = len(target) + sum(a == b for a, b in zip(target, target[1:])) if ctc else 1  # a blank parts repeats
-        if frames >= needed:
-            kept.append(Utterance(id, str(path), target, reference, samples))
-        else:
-            skipped.append(f"{id} is too short: {samples} samples make {max(frames, 0)} frames, {needed} are needed")
-    _check(kept, f"{task}: no usable utterance in {root}; {DATASETS.get(task, SEE_READER)[3]}")
+    for u in corpus.utterances:
+        inside = Path(os.path.abspath(u.path)).is_relative_to(os.path.abspath(root))
+        _check(inside, f"{task}: the path {u.path}, which leads out, in {root}; keep it inside (links are fine)")
+        _check(u.id not in ids, f"{task}: {u.id}, listed twice, in {root}; delete one")
+        ids.add(u.id)
+    known = None
+    if skip_broken is True or (corpus.trim and not skip_broken):
+        known = dict(re.findall(r"(.+)\t(\d+)\n", MEMORY.read_text())) if MEMORY.exists() else {}
+    with ThreadPool() as pool:
+        lengths = pool.imap(functools.partial(_measure, corpus, known), corpus.utterances)
+        title = f"{task}: {'file headers' if known is None else 'decoding every file, once'}"
+        for u in tqdm(corpus.utterances, title, delay=2, leave=False):
+            try:
+                samples = next(lengths)
+            except DataError as error:
+                _check(skip_broken, str(error))
+                skipped.append(str(error))
+                continue
+            # CTC needs a frame for each symbol, and one for the blank that parts two of the same
+            frames = len(u.target) + sum(a == b for a, b in zip(u.target, u.target[1:])) if ctc else 1
+            least = max(corpus.least, FRAME + (frames - 1) * HOP)
+            if samples >= least:
+                kept.append(replace(u, samples=samples))
+            else:
+                skipped.append(f"{u.id} is too short: {samples} samples, {least} are needed")
+    _check(kept, f"{task}: no usable utterance ({[*skipped, 'none is listed'][0]}) in {root}; {DATASETS[task][3]}")
     return replace(corpus, utterances=kept, skipped=tuple(skipped))
 
-def _librispeech(task: str, root, split: str):
-    """Yields (id, path, words)."""
+def _measure(corpus: Corpus, known: dict | None, u: Utterance) -> int:
+    """The samples of an utterance: by its header where known is None, else by decoding, unless known (or MEMORY in a
+    later run) has them. DataError if the file is broken."""
+    samples = _length(corpus.task, u.path)
+    if known is not None:
+        about = os.stat(u.path)
+        key = f"{u.path} {about.st_size} {about.st_mtime} {corpus.trim}"
+        if key not in known:
+            known[key] = len(load_audio(u, replace(corpus, crop=None)))
+            MEMORY.parent.mkdir(exist_ok=True)
+            with open(MEMORY, "a") as file:
+                file.write(f"{key}\t{known[key]}\n")
+        samples = int(known[key])
+    return samples
+
+def _librispeech(task: str, root, split: str) -> tuple[list, list]:
+    """(id, path, words) of each line of the transcripts, and sentences on the recordings that are in none of them."""
     folder = _need(task, root, "LibriSpeech/train-clean-100" if split == "train" else f"LibriSpeech/{split}-clean")
-    for file in sorted(folder.glob("*/*/[!.]*.trans.txt")):
-        for id, words in _rows(task, file, r"(\S+)\s+(.+)"):
-            yield id, file.parent / f"{id}.flac", words.upper().split()
+    lines = [(id, str(file.parent / f"{id}.flac"), words.upper().split())
+             for file in sorted(folder.glob("*/*/[!.]*.trans.txt")) for id, words in _rows(task, file, r"(\S+)\s+(.+)")]
+    mute = {str(path) for path in folder.glob("*/*/[!.]*.flac")} - {path for _, path, _ in lines}
+    return lines, [f"{path} has no transcript" for path in sorted(mute)]
 
 def read_pr(root, split: str, skip_broken=False) -> Corpus:
     """LibriSpeech/librispeech-lexicon-{200k,allothers}-g2p.txt (or one of them)          WORD PH PH PH
        LibriSpeech/{train-clean-100,dev-clean,test-clean}/<speaker>/<chapter>/<id>.flac, *.trans.txt: <id> WORD WORD"""
-    lexicon, rows, unknown, phone = {}, [], [], "|".join(PHONES)
+    lexicon, utterances, phone = {}, [], "|".join(PHONES)
     _need("PR", root, *(f"LibriSpeech/librispeech-lexicon-{part}-g2p.txt" for part in ("200k", "allothers")))
     for file in sorted(Path(root).glob("LibriSpeech/librispeech-lexicon-*-g2p.txt")):
         for word, phones in _rows("PR", file, rf"(\S+)\s+((?:{phone})(?: +(?:{phone}))*)"):
             lexicon.setdefault(word, phones.split())  # SUPERB takes the first pronunciation
-    for id, path, words in _librispeech("PR", root, split):
+    lines, skipped = _librispeech("PR", root, split)
+    for id, path, words in lines:
         if missing := [word for word in words if word not in lexicon]:
-            unknown.append(f"{id}: {missing[0]} is not in the lexicon")  # DIFFERS: they stop with a KeyError
+            skipped.append(f"{id}: {missing[0]} is not in the lexicon")  # DIFFERS: they stop with a KeyError
         else:
             phones = [phone for word in words for phone in lexicon[word]]
-            rows.append((id, path, encode([*phones, "<eos>"], PR_SYMBOLS), phones))
-    corpus = Corpus("PR", [], len(PR_SYMBOLS), decode_phones, skipped=tuple(unknown))
-    return _filled(corpus, root, rows, skip_broken, ctc=split == "train")
+            utterances.append(Utterance(id, path, encode([*phones, "<eos>"], PR_SYMBOLS), phones))
+    corpus = Corpus("PR", utterances, len(PR_SYMBOLS), decode_phones, skipped=tuple(skipped))
+    return _checked(corpus, root, skip_broken, ctc=split == "train")
 
 def read_asr(root, split: str, skip_broken=False) -> Corpus:
     """The folders of read_pr, without the lexicons. IT'S -> I T ' S | </s>."""
-    rows = ((id, path, encode([*"|".join([*words, ""]), "</s>"], ASR_SYMBOLS), words)
-            for id, path, words in _librispeech("ASR", root, split))
-    return _filled(Corpus("ASR", [], len(ASR_SYMBOLS), decode_words), root, rows, skip_broken, ctc=split == "train")
-
-def keyword_split(name: str) -> str:
-    """The split of a file, or "discarded", by a hash of the speaker in its name (Speech Commands' own rule)."""
-    digest = hashlib.sha1(name.split("_nohash_")[0].encode()).hexdigest()
-    percent = int(digest, 16) % 2**27 * 100 / (2**27 - 1)
-    return "dev" if percent < 10 else "discarded" if percent < 20 else "train"
+    lines, skipped = _librispeech("ASR", root, split)
+    utterances = [Utterance(id, path, encode([*"|".join([*words, ""]), "</s>"], ASR_SYMBOLS), words)
+                  for id, path, words in lines]
+    corpus = Corpus("ASR", utterances, len(ASR_SYMBOLS), decode_words, skipped=tuple(skipped))
+    return _checked(corpus, root, skip_broken, ctc=split == "train")
 
 def read_ks(root, split: str, skip_broken=False) -> Corpus:
     """speech_commands_v0.01/{<word>/<speaker>_nohash_<n>.wav,_background_noise_/*.wav}    train, dev (noise: both)
        speech_commands_test_set_v0.01/<class>/*.wav                                      test"""
     folder = _need("KS", root, "speech_commands_test_set_v0.01" if split == "test" else "speech_commands_v0.01")
-    rows = []
+    clips = []
     for path in sorted(folder.glob("*/[!.]*.wav")):
         word = "_silence_" if path.parent.name == "_background_noise_" else path.parent.name
         label = word if word in KEYWORDS else "_unknown_"
         _check(split != "test" or word == label, f"KS: an unknown class {word} in {folder}; remove that folder")
         if split == "test" or word == "_silence_" or keyword_split(path.name) == split:
-            rows.append((f"{path.parent.name}/{path.name}", path, KEYWORDS.index(label), label))
+            clips.append(Utterance(f"{path.parent.name}/{path.name}", str(path), KEYWORDS.index(label), label))
     # DIFFERS: they draw dev clips by class, as in training; we score each clip once, of the noise its first second
-    corpus = Corpus("KS", [], len(KEYWORDS), KEYWORDS.__getitem__, GAIN, crop=SAMPLE_RATE, balanced=split == "train")
-    return _filled(corpus, root, rows, skip_broken)
+    corpus = Corpus("KS", clips, len(KEYWORDS), KEYWORDS.__getitem__, GAIN, crop=SAMPLE_RATE, balanced=split == "train")
+    return _checked(corpus, root, skip_broken)
 
-def _voxceleb(root, names, labels: dict[str, int]):
-    """Rows for names <speaker>/<video>/<segment>.wav, which are in one folder or in two."""
-    folders = [Path(root, "VoxCeleb1", part) for part in ("dev/wav", "test/wav", "wav")]
+def _voxceleb(root, names, labels: dict[str, int]) -> list[Utterance]:
+    """Utterances for the names <speaker>/<video>/<segment>.wav, which are in one folder or in two."""
+    folders = [Path(root, "VoxCeleb1", part) for part in ("wav", "test/wav", "dev/wav")]
+    homes = {place.name: folder for folder in folders for place in folder.glob("id*")}
+    utterances = []
     for name in names:
-        path = next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name)
-        yield name, path, labels.get(name.split("/")[0], -1), name.split("/")[0]
+        speaker = name.split("/")[0]
+        path = homes.get(speaker, folders[-1]) / name
+        utterances.append(Utterance(name, str(path), labels.get(speaker, -1), speaker))
+    return utterances
 
 def read_sid(root, split: str, skip_broken=False) -> Corpus:
     """VoxCeleb1/iden_split.txt or veri_test_class.txt             <1, 2 or 3> <path after wav/>
@@ -259,11 +240,11 @@ def read_sid(root, split: str, skip_broken=False) -> Corpus:
     file = _need("SID", root, "VoxCeleb1/iden_split.txt", "VoxCeleb1/veri_test_class.txt")
     number = {"train": "1", "dev": "2", "test": "3"}[split]
     names = [name for part, name in _rows("SID", file, r"([123])\s+(id1\d{4}/.+)") if part == number]
-    strange = {name.split("/")[0] for name in names} - set(SPEAKERS)
-    _check(not strange, f"SID: {strange}, not among id10001 to id11251, in {file}; correct it")
-    rows = _voxceleb(root, names, {speaker: label for label, speaker in enumerate(SPEAKERS)})
+    utterances = _voxceleb(root, names, {speaker: label for label, speaker in enumerate(SPEAKERS)})
+    for u in utterances:
+        _check(u.target >= 0, f"SID: {u.reference}, not among id10001 to id11251, in {file}; correct it")
     crop = 8 * SAMPLE_RATE if split == "train" else None
-    return _filled(Corpus("SID", [], len(SPEAKERS), SPEAKERS.__getitem__, crop=crop), root, rows, skip_broken)
+    return _checked(Corpus("SID", utterances, len(SPEAKERS), SPEAKERS.__getitem__, crop=crop), root, skip_broken)
 
 def read_asv(root, split: str, skip_broken=False) -> Corpus:
     """VoxCeleb1/ as for read_sid, veri_test.txt or voxceleb1_test_v2.txt   <0 or 1> <path after wav/> <path after wav/>
@@ -281,48 +262,17 @@ def read_asv(root, split: str, skip_broken=False) -> Corpus:
             for a, b, c in zip(one[:10], one[len(one) // 2:], two):
                 lists["dev"] += (1, a, b), (0, a, c)
     trials = lists[split]
-    _check(trials or split == "train", f"ASV: no {split} trials (veri_test.txt) in {root}/VoxCeleb1; {VOXCELEB}")
+    _check(trials or split == "train", f"ASV: no {split} trials (veri_{split}.txt) in {root}/VoxCeleb1; {VOXCELEB}")
     names = {name for _, *pair in trials for name in pair} or {name for own in files.values() for name in own}
-    rows = _voxceleb(root, sorted(names), {speaker: label for label, speaker in enumerate(files)})
-    crop, least = (8 * SAMPLE_RATE, 2 * SAMPLE_RATE + 1) if split == "train" else (None, FRAME)
-    corpus = _filled(Corpus("ASV", [], len(files), list, GAIN, trim=True, crop=crop), root, rows, skip_broken)
-    heard = [replace(u, samples=length) for u, length in zip(corpus.utterances, _sounding_lengths(corpus))]
-    kept = {u.id: u for u in heard if u.samples >= least}
-    short = [f"{u.id} is too short: {u.samples} samples without silence" for u in heard if u.id not in kept]
-    return replace(corpus, utterances=list(kept.values()), skipped=(*corpus.skipped, *short),
-                   trials=tuple(trial for trial in trials if kept.keys() >= set(trial[1:])))
-
-def _sounding_lengths(corpus: Corpus) -> list[int]:
-    """Samples per utterance without silence. All must be decoded for that, so cache/sounding.json remembers."""
-    file = Path("cache/sounding.json")
-    known = json.loads(file.read_text()) if file.exists() else {}
-    keys = [f"{u.path} {os.path.getsize(u.path)} {os.path.getmtime(u.path)}" for u in corpus.utterances]
-    new = {key: u for key, u in zip(keys, corpus.utterances) if key not in known}
-    if new:
-        with ThreadPool() as pool:
-            lengths = pool.imap(lambda u: len(load_audio(u, replace(corpus, crop=None))), new.values())
-            known |= zip(new, tqdm(lengths, "ASV: removing silence, once", len(new), delay=2))
-        file.parent.mkdir(exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps(known))
-        os.replace(partial, file)  # the old file or the new one, never half a file
-    return [known[key] for key in keys]
-
-def diarization_labels(turns: list, samples: int) -> np.ndarray:
-    """Turns (speaker, start s, end s) -> float32 (T, 2), 1 while they talk; columns in the order of the names."""
-    speakers, labels = sorted({turn[0] for turn in turns}), np.zeros((samples // LABEL_HOP, 2), np.float32)
-    for speaker, *times in turns:
-        start, stop = (round(seconds * SAMPLE_RATE / LABEL_HOP) for seconds in times)
-        labels[start:stop, speakers.index(speaker)] = 1
-    return labels
-
-def decode_turns(probabilities, threshold: float = 0.5, median: int = 11) -> list:
-    """(T, 2) probabilities -> [[speaker, start s, end s], ...]: threshold, then median (zeros beyond the ends)."""
-    # DIFFERS: they try ten thresholds and medians on the test set and report the best
-    active = np.pad(np.asarray(probabilities) > threshold, ((median // 2, median // 2), (0, 0)))
-    smooth = np.lib.stride_tricks.sliding_window_view(active, median, axis=0).sum(-1) > median // 2  # (T, 2)
-    edges = [np.flatnonzero(np.diff(column, prepend=False, append=False)).tolist() for column in smooth.T]
-    return [[str(k), a / 100, b / 100] for k in (0, 1) for a, b in zip(edges[k][::2], edges[k][1::2])]
+    utterances = _voxceleb(root, sorted(names), {speaker: label for label, speaker in enumerate(files)})
+    least, crop = (2 * SAMPLE_RATE + 1, 8 * SAMPLE_RATE) if split == "train" else (FRAME, None)
+    corpus = Corpus("ASV", utterances, len(files), list, GAIN, trim=True, least=least, crop=crop)
+    corpus = _checked(corpus, root, skip_broken)
+    ids = {u.id for u in corpus.utterances}
+    kept = tuple(trial for trial in trials if ids.issuperset(trial[1:]))
+    lost = tuple(f"{a} and {b} are a trial that cannot be held" for _, a, b in trials if not ids.issuperset((a, b)))
+    _check(kept or split == "train", f"ASV: no usable {split} trials in {root}/VoxCeleb1; {VOXCELEB}")
+    return replace(corpus, trials=kept, skipped=corpus.skipped + lost)
 
 def read_sd(root, split: str, skip_broken=False) -> Corpus:
     """diarization/{train,dev,test}/wav.scp     <recording> <Libri2Mix/wav16k/max/... in DIR, or absolute>
@@ -333,23 +283,23 @@ def read_sd(root, split: str, skip_broken=False) -> Corpus:
     for name, start, seconds, speaker in _rows("SD", folder / "rttm", line):
         turns.setdefault(name, []).append([speaker, float(start), float(start) + float(seconds)])
         _check(len({turn[0] for turn in turns[name]}) < 3, f"SD: three speakers ({name}) in {folder}/rttm; delete some")
-    rows = [(name, Path(root, path), None, None) for name, path in _rows("SD", folder / "wav.scp", r"(\S+)\s+(.+)")]
-    odd = {name for name, *_ in rows} ^ turns.keys()
+    # LibriMix writes the absolute paths of the machine that it ran on: what counts is the part from Libri2Mix/ on
+    utterances = [Utterance(name, os.path.join(root, *path.rpartition("Libri2Mix/")[1:]), None, None)
+                  for name, path in _rows("SD", folder / "wav.scp", r"(\S+)\s+(.+)")]
+    odd = {u.id for u in utterances} ^ turns.keys()
     _check(not odd, f"SD: {min(odd, default='')}, in one of wav.scp and rttm only, in {folder}; complete or delete it")
-    corpus, chunks = _filled(Corpus("SD", [], 2, decode_turns), root, rows, skip_broken), []
+    corpus, chunks = _checked(Corpus("SD", utterances, 2, decode_turns), root, skip_broken), []
     size = 20 * SAMPLE_RATE if split == "train" else 10**9  # DIFFERS: they cut dev and test as well, and score padding
     for u in corpus.utterances:
         labels = diarization_labels(turns[u.id], u.samples)
-        for start in range(0, len(labels) * LABEL_HOP - FRAME + 1, size):
+        for start in range(0, len(labels) * LABEL_HOP, size):
             a, b, stop = start / SAMPLE_RATE, (start + size) / SAMPLE_RATE, min(start + size, len(labels) * LABEL_HOP)
             spoken = [[who, max(on - a, 0.0), min(off, b) - a] for who, on, off in turns[u.id] if on < b and off > a]
             target, id = labels[start // LABEL_HOP:stop // LABEL_HOP], f"{u.id}@{start}" if start else u.id
             chunks.append(Utterance(id, u.path, target, spoken, stop - start, start, stop))
-    return replace(corpus, utterances=chunks)
-
-def decode_intent(values: list[list[str]], indices) -> list[str]:
-    """Three indices -> [action, object, location]."""
-    return [names[index] for names, index in zip(values, indices)]
+    short = tuple(f"{u.id} is a rest of {u.samples} samples" for u in chunks if u.samples < FRAME)
+    chunks = [u for u in chunks if u.samples >= FRAME]
+    return replace(corpus, utterances=chunks, skipped=corpus.skipped + short)
 
 def read_ic(root, split: str, skip_broken=False) -> Corpus:
     """fluent_speech_commands_dataset/data/{train,valid,test}_data.csv     path (from here), action, object, location"""
@@ -362,57 +312,67 @@ def read_ic(root, split: str, skip_broken=False) -> Corpus:
     values = [list(dict.fromkeys(column)) for column in list(zip(*tables["train"]))[1:]]  # in order of appearance
     for _, *intent in tables[split]:
         _check(all(map(list.__contains__, values, intent)), f"IC: {intent}, unknown to train, in {file}; correct it")
-    rows = ((path, folder / path, tuple(map(list.index, values, intent)), intent) for path, *intent in tables[split])
-    corpus = Corpus("IC", [], tuple(map(len, values)), functools.partial(decode_intent, values))
-    return _filled(corpus, root, rows, skip_broken)
+    utterances = [Utterance(path, str(folder / path), tuple(map(list.index, values, intent)), intent)
+                  for path, *intent in tables[split]]
+    corpus = Corpus("IC", utterances, tuple(map(len, values)), functools.partial(decode_intent, values))
+    return _checked(corpus, root, skip_broken)
 
 def read_sf(root, split: str, skip_broken=False) -> Corpus:
     """SNIPS/{train,valid,test}/<voice>-*.wav or .mp3;  SNIPS/slots.txt    O, then a slot type in each line
        SNIPS/all.iob.snips.txt     <id> BOS WORD WORD EOS<tab>O <slot or O> <slot or O> <intent>"""
-    folder, rows, silent = _need("SF", root, "SNIPS"), [], []
+    folder, utterances, silent = _need("SF", root, "SNIPS"), [], []
     slots, file = [slot for slot, in _rows("SF", folder / "slots.txt", r"(\S+)")], folder / "all.iob.snips.txt"
     symbols = SF_SYMBOLS + [tag for slot in slots if slot != "O" for tag in (f"B-{slot} ", f" E-{slot}")]
-    sentences = {id: text for id, *text in _rows("SF", file, r"(\S+) BOS (.+) EOS\tO (.+) \S+")}
+    sentences = {}
+    for id, *sentence in _rows("SF", file, r"(\S+) BOS (.+) EOS\tO (.+) \S+"):
+        _check(id not in sentences, f"SF: {id}, listed twice, in {file}; delete one")
+        sentences[id] = sentence
     for path in sorted(_need("SF", folder, "valid" if split == "dev" else split).glob("[!.]*")):
-        if path.name.startswith(VOICES[split]) and path.suffix in (".wav", ".mp3"):
-            if path.stem not in sentences:
-                silent.append(f"{path.stem} has no line in {file}")
-                continue
-            words, labels = map(str.split, sentences[path.stem])
-            _check(len(words) == len(labels) and set(labels) <= {"O", *slots},
-                   f"SF: {path.stem} has unknown slots, or not one per word, in {file}; correct it")
-            target = encode(slot_tokens(words, labels), symbols)
-            rows.append((path.stem, path, target, decode_slots(symbols, target)))
-    corpus = Corpus("SF", [], len(symbols), functools.partial(decode_slots, symbols), skipped=tuple(silent))
-    return _filled(corpus, root, rows, skip_broken, ctc=split == "train")
+        id = path.stem
+        if path.suffix not in (".wav", ".mp3") or not id.startswith(VOICES[split]):
+            continue
+        if id not in sentences:
+            silent.append(f"{path} has no line in {file}")
+            continue
+        words, labels = map(str.split, sentences[id])
+        problem = f"SF: {id}, with unknown slots or not one per word, in {file}; correct it"
+        _check(len(words) == len(labels) and set(labels) <= {"O", *slots}, problem)
+        target = encode(slot_tokens(words, labels), symbols)
+        utterances.append(Utterance(id, str(path), target, decode_slots(symbols, target)))
+    corpus = Corpus("SF", utterances, len(symbols), functools.partial(decode_slots, symbols), skipped=tuple(silent))
+    return _checked(corpus, root, skip_broken, ctc=split == "train")
 
 def read_er(root, split: str, fold: int = 1, skip_broken=False) -> Corpus:
     """IEMOCAP (or IEMOCAP_full_release)/Session{1..5}/sentences/wav/<dialog>/<id>.wav     fold k tests on session k
        .../Session{1..5}/dialog/EmoEvaluation/<dialog>.txt     [<times>]<tab><id><tab><emotion><tab>[<ratings>]"""
-    folder, rows = _need("ER", root, "IEMOCAP/IEMOCAP_full_release", "IEMOCAP_full_release", "IEMOCAP"), []
+    folder, pool = _need("ER", root, "IEMOCAP/IEMOCAP_full_release", "IEMOCAP_full_release", "IEMOCAP"), []
+    emotions = "ang|dis|exc|fea|fru|hap|neu|oth|sad|sur|xxx"
     for session in [k for k in range(1, 6) if (k == fold) == (split == "test")]:
         for file in sorted(_need("ER", folder, f"Session{session}/dialog/EmoEvaluation").glob("[!.]*.txt")):
-            for id, emotion in _rows("ER", file, r"\[.+\]\t(\S+)\t(\w+)\t\[.+\]|[^[].*"):
+            for id, emotion in _rows("ER", file, rf"\[.+\]\t(\S+)\t({emotions})\t\[.+\]|[^[].*"):
                 label = "hap" if emotion == "exc" else emotion
                 if label in EMOTIONS:
                     path = folder / f"Session{session}/sentences/wav/{file.stem}/{id}.wav"
-                    rows.append((id, path, EMOTIONS.index(label), label))
+                    pool.append(Utterance(id, str(path), EMOTIONS.index(label), label))
     if split != "test":  # DIFFERS: their 20 % for dev follow from an order of files that only their own lists record
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-        rows = [rows[i] for i in (order[:int(0.8 * len(rows))] if split == "train" else order[int(0.8 * len(rows)):])]
-    return _filled(Corpus("ER", [], len(EMOTIONS), EMOTIONS.__getitem__), root, rows, skip_broken)
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0)).tolist()
+        most = int(0.8 * len(pool))
+        pool = [pool[i] for i in (order[:most] if split == "train" else order[most:])]
+    return _checked(Corpus("ER", pool, len(EMOTIONS), EMOTIONS.__getitem__), root, skip_broken)
 
 VOXCELEB = "request it at robots.ox.ac.uk/~vgg/data/voxceleb (CC BY-SA 4.0)"
 DATASETS = {  # task: reader, folder, SUPERB's counts (ASV: before the length filter; trials), where to get it
     "PR": (read_pr, "LibriSpeech", (28_539, 2_703, 2_620), "get LibriSpeech at openslr.org/12 (CC BY 4.0), "
            "and the lexicons at huggingface.co/datasets/s3prl/g2p"),
     "ASR": (read_asr, "LibriSpeech", (28_539, 2_703, 2_620), "get LibriSpeech at openslr.org/12 (CC BY 4.0)"),
-    "KS": (read_ks, "speech_commands_v0.01", (51_100, 6_804, 3_081), "get it at download.tensorflow.org (CC BY 4.0)"),
+    "KS": (read_ks, "speech_commands", (51_100, 6_804, 3_081), "get both at download.tensorflow.org/data (CC BY 4.0)"),
     "SID": (read_sid, "VoxCeleb1", (138_361, 6_904, 8_251), VOXCELEB),
     "ASV": (read_asv, "VoxCeleb1", (148_642, 0, 37_720), VOXCELEB),
-    "SD": (read_sd, "Libri2Mix, diarization", (13_900, 3_000, 3_000), "make it with github.com/s3prl/LibriMix"),
+    "SD": (read_sd, "Libri2Mix, diarization", (13_900, 3_000, 3_000), "make it with github.com/s3prl/LibriMix "
+           "(LibriSpeech: CC BY 4.0; WHAM noise: CC BY-NC 4.0)"),
     "IC": (read_ic, "fluent_speech_commands_dataset", (23_132, 3_118, 3_793), "request it at fluent.ai (academic use)"),
-    "SF": (read_sf, "SNIPS", (104_672, 2_800, 2_800), "get Audio SNIPS by the link under SF in s3prl's docs/superb.md"),
+    "SF": (read_sf, "SNIPS", (104_672, 2_800, 2_800), "get Audio SNIPS by the link under SF in s3prl's "
+           "docs/superb.md (licence: see github.com/aws-samples/aws-lex-noisy-spoken-language-understanding)"),
     "ER": (read_er, "IEMOCAP", (3_556, 890, 1_085), "request it at sail.usc.edu/iemocap (signed licence form)"),
 }
 
@@ -420,34 +380,31 @@ def main() -> bool:
     """The data doctor; -> whether anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", metavar="DIR", help="the folder that holds the datasets")
-    parser.add_argument("--decode", action="store_true", help="also read every audio file")
-    args, problems, notes = parser.parse_args(), [], []
+    parser.add_argument("--decode", action="store_true", help="also decode every audio file")
+    args, problems, notes = parser.parse_args(), {}, []  # {problem: the tasks that have it}
+    if not os.path.isdir(args.root):
+        parser.exit(2, f"There is no folder {args.root}; name the one that holds the datasets.\n")
     print(f"{'':6}{'found / in SUPERB':31}{'train':>19}{'dev':>19}{'test':>19}")
     for task, (reader, folder, official, _) in DATASETS.items():
-        row, wrong = f"{task:6}{folder:31}", []
+        row = f"{task:6}{folder:31}"
         for split, expected in zip(("train", "dev", "test"), official):
             try:
-                corpus = reader(args.root, split)
-                found = f"{len(corpus.trials) or len({u.path for u in corpus.utterances}):,}"
-                if corpus.skipped:
-                    notes.append(f"{task} {split}: {len(corpus.skipped):,} left out, as {corpus.skipped[0]}.")
+                corpus = reader(args.root, split, skip_broken=args.decode or "headers")
             except DataError as error:
-                found, wrong = "missing", wrong or [f"{error}."]
-            row += f"{f'{found} / {expected:,}' if expected else found:>19}"
+                corpus = Corpus(task, [], 0, list, skipped=(str(error),))
+            others = [text for text in corpus.skipped if not text.startswith(f"{task}: ")]
+            for text in [text for text in corpus.skipped if text.startswith(f"{task}: ")]:
+                problems.setdefault(text.removeprefix(f"{task}: "), {})[task] = True
+            paths = {u.path for u in corpus.utterances}
+            odd = sorted(path for path in paths if soundfile.info(path).samplerate != SAMPLE_RATE)
+            for found, what in (others, "left out"), (odd, "not at 16 kHz (convert them to save time)"):
+                if found:
+                    notes.append(f"{task} {split}: {len(found):,} {what}, as {found[0]}.")
+            count = f"{len(corpus.trials) or len(paths):,}" if paths else "none"
+            row += f"{f'{count} / {expected:,}' if expected else count:>19}"
         print(row)
-        problems += wrong
-    if args.decode:
-        files = (os.path.join(place, name) for place, _, names in os.walk(args.root, followlinks=True)
-                 for name in names if re.fullmatch(r"[^.].*\.(flac|mp3|wav)", name))
-        for path in tqdm(files, "decoding", unit="file"):
-            try:
-                _decode("audio", path)
-                rate = soundfile.info(path).samplerate
-                if rate != SAMPLE_RATE:
-                    notes.append(f"{path} has {rate} Hz: it is resampled whenever it is read.")
-            except DataError as error:
-                problems.append(f"{error}.")
-    print("", *problems, *notes, sep="\n")
+    print("", *(f"{', '.join(tasks)}: {text}." for text, tasks in problems.items()), *notes, sep="\n")
+    print(f"Problems: {len(problems)}.")
     return bool(problems)
 
 if __name__ == "__main__":
