@@ -3,11 +3,14 @@
 B utterances, N samples (16 kHz).
 """
 import functools
+import signal
 from collections import Counter, namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from data import SAMPLE_RATE, Corpus, load_audio
 
@@ -62,27 +65,25 @@ class Steps:
         return {task: s.frozen.batch(visits[task]) if s.frozen else collate(s.corpus, visits[task], s.seed)
                 for task, s in self.streams.items()}
 
-@dataclass
-class Chunks:
-    """What a DataLoader reads else: chunks[k] is a batch of one corpus, from a fixed list of visits."""
-    corpus: Corpus
-    visits: list[list[tuple]]
+def in_chunks(corpus: Corpus, visits: list[tuple], seconds: float) -> list[list[tuple]]:
+    """Visits in batches of similar length, short ones first, of at most so many seconds with padding (or of one)."""
+    chunks, lengths = [[]], corpus.lengths
+    for visit in sorted(visits, key=lambda visit: lengths[visit[0]]):
+        if chunks[-1] and (len(chunks[-1]) + 1) * lengths[visit[0]] > seconds * SAMPLE_RATE:
+            chunks.append([])
+        chunks[-1].append(visit)
+    return chunks
 
-    def __len__(self) -> int:
-        return len(self.visits)
+def load_ahead(items, workers: int, load: Callable | None = None, **more) -> DataLoader:
+    """`load(item)` (else the item) of each item in order, made ahead of time by so many worker processes."""
+    return DataLoader(items, batch_size=None, num_workers=workers, collate_fn=load or _as_is, worker_init_fn=_deaf,
+                      **more)
 
-    def __getitem__(self, k: int) -> Batch:
-        return collate(self.corpus, self.visits[k])
-
-def as_is(batch):
-    """What a loader makes of a batch: nothing. The default one looks through every target for arrays, at each step."""
+def _as_is(batch):
+    """The default of DataLoader looks through every target for arrays, at each step."""
     return batch
 
-def sorted_batches(corpus: Corpus, seconds: float = 60) -> list[list[int]]:
-    """Indices of utterances, short ones first, in batches of at most so many seconds with padding (or of one)."""
-    batches, samples = [[]], [u.samples for u in corpus.utterances]
-    for i in sorted(range(len(samples)), key=samples.__getitem__):
-        if batches[-1] and (len(batches[-1]) + 1) * samples[i] > seconds * SAMPLE_RATE:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+def _deaf(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach all processes: only the main one, which saves and then ends the others, may obey."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

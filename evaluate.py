@@ -6,6 +6,7 @@
     python evaluate.py --curves                 # losses and dev scores during training: figures/curves.png
 """
 import argparse
+import functools
 import json
 import sys
 from pathlib import Path
@@ -13,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from batches import Chunks, as_is, sorted_batches
+from batches import collate, in_chunks, load_ahead
 from data import Corpus, DataError
-from features import FrozenFeatures, save
+from features import CHUNK_SECONDS, FrozenFeatures, save
 from metrics import bootstrap
 from model import EncoderError, MultiTask, load_encoder
 from tasks import TASKS, score, summarise
@@ -70,7 +70,7 @@ def restore(model: MultiTask, saved: dict) -> None:
         raise RunError(f"{strange} of checkpoint.pt does not fit the run's config.json; delete the run and train again")
 
 def read(name: str, split: str, config: dict) -> Corpus:
-    """One split of one task of a run; says aloud what had to be left out."""
+    """One split of one task of a run; says aloud how much had to be left out (skipped.txt of the run lists all)."""
     fold = {"fold": config["fold"]} if TASKS[name].folds > 1 else {}
     corpus = TASKS[name].read(config["data"], split, skip_broken=config["skip_broken"], **fold)
     if corpus.skipped:
@@ -90,8 +90,8 @@ def examine(model: MultiTask, corpora: dict[str, Corpus], frozen: dict[str, Froz
         if frozen.get(name):
             batches = frozen[name].all_batches()
         else:
-            chunks = [[(i, None) for i in chunk] for chunk in reversed(sorted_batches(corpus))]
-            loader = DataLoader(Chunks(corpus, chunks), batch_size=None, num_workers=workers, collate_fn=as_is)
+            chunks = in_chunks(corpus, [(i, None) for i in range(len(corpus.utterances))], CHUNK_SECONDS)
+            loader = load_ahead(chunks[::-1], workers, functools.partial(collate, corpus))
             batches = tqdm(loader, f"{name}: predicting", unit="batch", leave=False, disable=quiet, delay=1)
         predictions = {utterance: corpus.decode(output)
                        for batch in batches for utterance, output in zip(batch.ids, model.predict(name, batch))}

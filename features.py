@@ -5,6 +5,7 @@ once, ever; heads are then trained on memory-mapped states, at the cost of a few
 
 B utterances, T frames (50 Hz), S = L + 1 hidden states, D dimensions.
 """
+import functools
 import hashlib
 import json
 import os
@@ -13,20 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from batches import Chunks, as_is
-from data import SAMPLE_RATE, Corpus
+from batches import collate, in_chunks, load_ahead
+from data import Corpus
 from model import FrozenBatch, Hubert, frame_count
 
 MOST_CROPS = 16      # of one long training recording
 CHUNK_SECONDS = 20   # of padded audio that go through a frozen encoder together
 
-def save(path: Path, write) -> None:
+def save(path: Path, write, by: str = "") -> None:
     """`write(file)` a file such that a kill at any moment leaves the old one or the new one, never half of one.
-    OSError, a sentence, where that is impossible, for instance on a full disk."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    OSError, a sentence, where that is impossible, for instance on a full disk. `by` parts those who may write the same
+    file at the same time; what a kill leaves behind is written over by the next attempt."""
+    temporary = path.with_name(f"{path.name}.{by}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -90,7 +91,7 @@ def freeze(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder
     """Run a frozen encoder once over a corpus and keep its states in `folder`; None if that takes more than `room_gb`.
 
     The file is named by a digest of all that decides its content: the encoder's weights, the audio files (path, size,
-    time) and how they are loaded, the code of model.py and data.py. PR and ASR, which hear the same audio, share a
+    time) and how they are loaded, the code of model.py, rules.py and data.py. PR and ASR, which hear the same audio, share a
     file.
     """
     gigabytes = cache_gigabytes(encoder, corpus, training, pooled)
@@ -110,7 +111,7 @@ def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> st
     digest = hashlib.blake2b(f"{corpus.gain} {corpus.trim} {corpus.crop} {training} {pooled}".encode(), digest_size=12)
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    for module in ("model.py", "data.py"):
+    for module in ("model.py", "rules.py", "data.py"):
         digest.update(Path(__file__).with_name(module).read_bytes())
     for u in corpus.utterances:
         about = os.stat(u.path)
@@ -121,14 +122,10 @@ def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> st
 def _encode(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, path: Path, workers: int, title: str,
             quiet: bool) -> None:
     """Encode every crop, shortest first, and write their states (S, T, D) one after the other, then an index."""
-    counts, lengths, device = crop_counts(corpus, training), corpus.lengths, next(encoder.parameters()).device
-    chunks = [[]]
-    for i in sorted(range(len(counts)), key=lengths.__getitem__):
-        for seed in range(counts[i]):
-            if chunks[-1] and (len(chunks[-1]) + 1) * lengths[i] > CHUNK_SECONDS * SAMPLE_RATE:
-                chunks.append([])
-            chunks[-1].append((i, seed if training else None))
-    loader = DataLoader(Chunks(corpus, chunks), batch_size=None, num_workers=workers, collate_fn=as_is)
+    counts, device = crop_counts(corpus, training), next(encoder.parameters()).device
+    visits = [(i, seed if training else None) for i, count in enumerate(counts) for seed in range(count)]
+    chunks = in_chunks(corpus, visits, CHUNK_SECONDS)
+    loader = load_ahead(chunks, workers, functools.partial(collate, corpus))
     progress = tqdm(loader, title, unit="batch", leave=False, disable=quiet, delay=1)
     first = np.cumsum([0, *counts]).tolist()
     frames, starts = [0] * first[-1], [0] * first[-1]
@@ -141,7 +138,7 @@ def _encode(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, path:
                 frames[first[i] + (seed or 0)], starts[first[i] + (seed or 0)] = own.shape[1], file.tell() // 4
                 file.write(own.cpu().contiguous().numpy().tobytes())
 
-    save(path, write)
+    save(path, write, corpus.task)
     index = {"pooled": pooled, "states": encoder.states, "dim": encoder.dim, "frames": frames, "starts": starts,
              "first": first}
-    save(path.with_suffix(".json"), lambda file: file.write(json.dumps(index).encode()))  # last: its file is complete
+    save(path.with_suffix(".json"), lambda file: file.write(json.dumps(index).encode()), corpus.task)  # the file is whole

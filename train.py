@@ -36,11 +36,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import toy
-from batches import Steps, Stream, as_is
+from batches import Steps, Stream, load_ahead
 from data import Corpus, DataError
 from dryrun import dry_run
 from evaluate import RunError, build, examine, load_checkpoint, load_json, print_results, read, restore, write_result
@@ -111,6 +110,15 @@ def agree_with_disk(folder: Path, config: dict) -> None:
                  "command": shlex.join(sys.argv)}
         save(path, lambda file: file.write(json.dumps(config | about, indent=1).encode()))
 
+@contextmanager
+def first_process_first():
+    """What it leaves on disk (lengths of decoded files, features) the other processes then find there."""
+    if dist.is_initialized() and rank() > 0:
+        dist.barrier()
+    yield
+    if dist.is_initialized() and rank() == 0:
+        dist.barrier()
+
 def features(corpora: dict[str, Corpus], training: bool, model: MultiTask, config: dict, folder: Path, args,
              setting: Setting, quiet: bool) -> dict[str, FrozenFeatures | None]:
     """What a frozen encoder says about some corpora, computed once; None for each where the encoder is trained."""
@@ -119,13 +127,9 @@ def features(corpora: dict[str, Corpus], training: bool, model: MultiTask, confi
     # The encoder of (a) serves all tasks and seeds; that of (c) serves this run alone, and its features go when the
     # run is done.
     cache, found = (folder if config["scenario"] == "transfer" else args.runs) / "cache", {}
-    for mine in (rank() == 0, rank() > 0):  # the first process computes, the others then find its file
-        for name, corpus in corpora.items() if mine else ():
-            pooled = model.heads[name].pools and not (training and config["augment"])  # time masks need the frames
-            found[name] = freeze(model.encoder, corpus, training, pooled, cache, config["cache_gb"], setting.workers,
-                                 quiet)
-        if dist.is_initialized():
-            dist.barrier()
+    for name, corpus in corpora.items():
+        pooled = model.heads[name].pools and not (training and config["augment"])  # time masks need the frames
+        found[name] = freeze(model.encoder, corpus, training, pooled, cache, config["cache_gb"], setting.workers, quiet)
     return found
 
 def start_from_ssl(model: MultiTask, tasks: tuple[str, ...], args) -> None:
@@ -149,16 +153,22 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     path, log_path, weighting = folder / "checkpoint.pt", folder / "log.jsonl", config.get("weighting")
 
     # Data, model, optimiser.
-    corpora = {split: {name: read(name, split, config) for name in run.tasks}
-               for split in (("train", "dev", "test") if config["evaluate_every"] else ("train", "test"))}
+    with first_process_first():
+        corpora = {split: {name: read(name, split, config) for name in run.tasks}
+                   for split in (("train", "dev", "test") if config["evaluate_every"] else ("train", "test"))}
+    skipped = "".join(f"{name} {split}: {sentence}\n" for split, sets in corpora.items()
+                      for name, corpus in sets.items() for sentence in corpus.skipped)
+    if skipped and rank() == 0:
+        save(folder / "skipped.txt", lambda file: file.write(skipped.encode()))
     torch.manual_seed(config["seed"])
     model = build(config, {name: corpus.classes for name, corpus in corpora["train"].items()}, args.runs).to(device)
     if config.get("heads") == "ssl":
         start_from_ssl(model, run.tasks, args)
     if weighting == "uncertainty":
         model.log_sigma = torch.nn.Parameter(torch.zeros(len(run.tasks), device=device))
-    frozen = {split: features(sets, split == "train", model, config, folder, args, setting, quiet)
-              for split, sets in corpora.items()}
+    with first_process_first():
+        frozen = {split: features(sets, split == "train", model, config, folder, args, setting, quiet)
+                  for split, sets in corpora.items()}
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config["lr"], weight_decay=config["weight_decay"],
                                   fused=True)  # decay 0 is Adam
@@ -183,8 +193,8 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
         raise RunError(f"a batch of {config['batch']} cannot be shared by {sharing} processes; change their number")
     streams = {name: Stream(corpus, config["batch"][name] // sharing, config["seed"], frozen["train"][name])
                for name, corpus in corpora["train"].items()}
-    loader = DataLoader(Steps(streams, rank(), world_size()), batch_size=None, sampler=range(step, config["steps"]),
-                        num_workers=0 if all(frozen["train"].values()) else setting.workers, collate_fn=as_is)
+    loader = load_ahead(Steps(streams, rank(), world_size()), 0 if all(frozen["train"].values()) else setting.workers,
+                        sampler=range(step, config["steps"]), pin_memory=device.type == "cuda")
     progress = tqdm(loader, desc=folder.name, initial=step, total=config["steps"], unit="step", disable=quiet)
     began = time.time() - seconds
 

@@ -114,6 +114,19 @@ def test_a_flag_that_would_be_ignored_is_an_error(run_train, tmp_path, capsys, f
     assert stop.value.code == 2 and "--task" in capsys.readouterr().err
 
 
+def test_what_is_left_out_is_counted_and_listed(run_train, root, tmp_path, capsys):
+    shutil.copytree(root, tmp_path / "toy")
+    clips = sorted((tmp_path / "toy").glob("fluent_speech_commands_dataset/wavs/*/*/*.wav"))[:2]
+    for clip in clips:
+        clip.write_bytes(clip.read_bytes()[:500])
+    with pytest.raises(SystemExit) as stop:
+        run_train(tmp_path / "runs", "--scenario", "ssl", "--task", "IC", "--data", tmp_path / "toy")
+    assert stop.value.code == 2 and "--skip-broken" in capsys.readouterr().err
+    run_train(tmp_path / "runs", "--scenario", "ssl", "--task", "IC", "--data", tmp_path / "toy", "--skip-broken")
+    listed = (tmp_path / "runs" / "ssl-IC" / "skipped.txt").read_text()
+    assert all(str(clip) in listed for clip in clips) and "left out" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name, content", [("config.json", "{"), ("checkpoint.pt", "no weights")])
 def test_a_damaged_file_of_a_run_is_one_sentence(run_train, tmp_path, capsys, name, content):
     run_train(tmp_path, "--scenario", "ssl", "--task", "KS")
