@@ -94,17 +94,16 @@ def anywhere(condition: bool, device: torch.device) -> bool:
     return bool(flag > 0)
 
 def agree_with_disk(folder: Path, config: dict) -> None:
-    """A new run gets its config.json; RunError, listing the differences, if the folder's run was begun with other
-    settings, or on other runs than there are now."""
+    """Write config.json; RunError, listing the differences, if the run in this folder was begun with other settings, or
+    on other runs than there are now."""
     path = folder / "config.json"
-    if path.exists():
-        known = load_json(path)
-        changed = [f"{key} was {known.get(key)} and is {value}"
-                   for key, value in config.items() if known.get(key) != value]
-        if changed:
-            raise RunError(f"{folder} was made with other settings ({'; '.join(changed)}); "
-                           f"use the old ones, delete the folder, or choose another one with --runs")
-    elif rank() == 0:
+    known = load_json(path) if path.exists() and (folder / "checkpoint.pt").exists() else config
+    changed = [f"{key} was {known.get(key)} and is {value}" for key, value in config.items()
+               if known.get(key) != value and key != "skip_broken"]  # a broken file may turn up late
+    if changed:
+        raise RunError(f"{folder} was made with other settings ({'; '.join(changed)}); "
+                       f"use the old ones, delete the folder, or choose another one with --runs")
+    if rank() == 0 and not (folder / "result.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         about = {"versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
                  "command": shlex.join(sys.argv)}
