@@ -8,9 +8,12 @@
 """
 import argparse
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import torch
+
+from evaluate import RunError
 from tasks import TASKS, Recipe
 
 def rank() -> int:
@@ -140,3 +143,79 @@ def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
 def recipe_of(name: str, args: argparse.Namespace) -> Recipe:
     """The recipe of a task's head in the chosen setting."""
     return TASKS[name].tiny if args.setting == "tiny" else TASKS[name].superb
+
+def task_list(text: str) -> list[str]:
+    """"PR,ASR" -> ["PR", "ASR"]; argparse turns the ValueError of an unknown name into its own message."""
+    if unknown := set(text.split(",")) - set(TASKS):
+        raise ValueError(unknown)
+    return text.split(",")
+
+def arguments(description: str) -> argparse.Namespace:
+    """The command line of train.py."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenario", required=True, help="see above",
+                        choices=("ssl", "mtl", "leave-one-out", "transfer", "all", "control"))
+    parser.add_argument("--task", nargs="+", choices=tuple(TASKS), metavar="TASK",
+                        help=f"one or more of {' '.join(TASKS)}: whose "
+                        "head (ssl, transfer), which to leave out (leave-one-out); default: each of the nine in turn")
+    parser.add_argument("--tasks", type=task_list, metavar="PR,ASR", help="mtl, control: train on these only")
+    parser.add_argument("--data", type=Path, help="folder with the SUPERB datasets (python data.py DIR tells what is "
+                        "missing); default: data/toy, a synthetic corpus that is made when it is not there")
+    parser.add_argument("--setting", choices=tuple(SETTINGS),
+                        help="tiny: minutes on a laptop, the default without --data; "
+                        "paper: HuBERT Base and the paper's numbers, the default with it")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for checkpoints, logs and results")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="all: folder for the graphs")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0],
+                        help="of weights, batches and masks; several: one after another")
+    parser.add_argument("--fold", type=int, nargs="+", default=[1], choices=range(1, 6),
+                        help="ER's test session: the paper reports 1, SUPERB the mean of 1 2 3 4 5")
+    parser.add_argument("--heads", choices=("ssl", "fresh"), default="ssl",
+                        help="where the heads of (b) and (c) start: those of (a), as in the released code, or fresh")
+    parser.add_argument("--weighting", choices=("sum", "uncertainty", "pcgrad"), default="sum",
+                        help="(b): how nine losses become one step: sum (the paper), learned weights, gradient surgery")
+    parser.add_argument("--lr", type=float, help="learning rate of the scenario that is asked for, over all others")
+    parser.add_argument("--steps", type=int, help="updates of the scenario that is asked for, over all others")
+    parser.add_argument("--precision", choices=("fp32", "bf16"),
+                        help="bf16: autocast, losses in fp32; the default on a GPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core (tiny encoder, CPU), else 1")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="try one step of everything and estimate the whole; trains nothing")
+    parser.add_argument("--skip-broken", action="store_true",
+                        help="leave unreadable audio files out, count and list them")
+    parser.add_argument("--yes-i-mean-it", action="store_true",
+                        help="allow a learning rate that wipes out a pretrained encoder")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    paper, tiny = SETTINGS["paper"], SETTINGS["tiny"]
+    for item in fields(Setting):
+        defaults = f"(paper: {getattr(paper, item.name)}, tiny: {getattr(tiny, item.name)})"
+        parser.add_argument("--" + item.name.replace("_", "-"), type=item.type, metavar="X",
+                            help=f"{item.metadata['help']} {defaults}")
+    args = parser.parse_args()
+    if args.tasks and args.scenario not in ("mtl", "control"):
+        parser.error("--tasks is for mtl and control, which train several tasks at once; take --task")
+    if args.task and args.scenario in ("mtl", "control", "all"):
+        parser.error("--task is for ssl, leave-one-out and transfer; mtl and control take --tasks PR,ASR")
+    args.setting = args.setting or ("paper" if args.data else "tiny")
+    args.data = args.data or Path("data/toy")
+    args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
+    return args
+
+def setting_of(args: argparse.Namespace) -> Setting:
+    """The chosen setting with the flags applied."""
+    names = [item.name for item in fields(Setting)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    stage = {"ssl": "head", "transfer": "transfer"}.get(args.scenario, "mtl")
+    given |= {f"{stage}_lr": args.lr} if args.lr else {}
+    given |= {f"{stage}_steps": args.steps} if args.steps else {}
+    setting = replace(SETTINGS[args.setting], **given)
+    counts = ("mtl_steps", "mtl_batch", "transfer_steps", "transfer_batch", "evaluate_every", "save_every", "log_every")
+    for name in counts:
+        if getattr(setting, name) < 1:
+            raise RunError(f"--{name.replace('_', '-')} {getattr(setting, name)} is no number of updates or utterances; "
+                           "take 1 or more")
+    if args.scenario != "ssl" and setting.mtl_lr >= 1e-3 and "tiny" not in setting.encoder and not args.yes_i_mean_it:
+        raise RunError(f"--mtl-lr {setting.mtl_lr:g} would wipe out a pretrained encoder (the paper uses 1e-5); "
+                       "take a lower one, or add --yes-i-mean-it")
+    return setting

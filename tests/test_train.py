@@ -138,6 +138,13 @@ def test_a_damaged_file_of_a_run_is_one_sentence(run_train, tmp_path, capsys, na
     assert stop.value.code == 2 and name in error and "train again" in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize("flag", ["--log-every", "--mtl-batch", "--transfer-steps"])
+def test_a_count_below_one_is_an_error(run_train, tmp_path, capsys, flag):
+    with pytest.raises(SystemExit) as stop:
+        run_train(tmp_path, "--scenario", "transfer", "--task", "IC", flag, "0")
+    assert stop.value.code == 2 and flag in capsys.readouterr().err
+
+
 def test_a_large_rate_for_a_real_encoder_asks_for_confirmation(run_train, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_train(tmp_path, "--scenario", "mtl", "--encoder", "hubert_base", "--mtl-lr", "1e-3")
