@@ -26,10 +26,12 @@ from tasks import TASKS, score, summarise
 class RunError(Exception):
     """A run that cannot start, go on or be read: the message is one sentence that says what to do."""
 
-def load_json(path: Path) -> dict:
-    """A file of a run. RunError if it is damaged."""
+def load_json(path: Path, lines: bool = False):
+    """A file of a run: one JSON value, or with `lines` one in each line, where a last line that a kill cut off does not
+    count. RunError if the file is damaged."""
     try:
-        return json.loads(path.read_text())
+        text = path.read_text()
+        return [json.loads(line) for line in text.split("\n")[:-1]] if lines else json.loads(text)
     except ValueError as error:
         raise RunError(f"no JSON in {path} ({error}); delete {path.parent} and train again") from error
 
@@ -37,9 +39,8 @@ def load_checkpoint(folder: Path) -> dict:
     """checkpoint.pt of a run: tensors and numbers only, whoever wrote it (`weights_only`). RunError if it is not."""
     path = folder / "checkpoint.pt"
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        return {key: saved[key] for key in ("model", "step", "best", "seconds")} | saved
     except Exception as error:  # a damaged file can fail in any way
         raise RunError(f"no checkpoint of ours, or a damaged one, in {path}; delete {folder} and train again") from error
 
@@ -55,19 +56,20 @@ def build(config: dict, classes: dict, runs: Path) -> MultiTask:
     heads = {name: TASKS[name].head(encoder.dim, classes[name], config["hidden"][name]) for name in config["tasks"]}
     return MultiTask(encoder, heads, config["augment"], config["mask_frames"])
 
-def restore(model: MultiTask, saved: dict) -> None:
-    """Put the weights of a checkpoint into a model: everything but the encoder, and the encoder where the run trained
-    it. RunError if they do not fit."""
+def restore(model: MultiTask, folder: Path) -> dict:
+    """Put the weights of a run's checkpoint into a model: everything but the encoder, and the encoder where the run
+    trained it. -> the checkpoint. RunError if it does not fit."""
+    saved = load_checkpoint(folder)
+    weights = {name: tensor for name, tensor in saved["model"].items() if name != "log_sigma" or hasattr(model, name)}
+    if "encoder" in saved:
+        weights |= {f"encoder.{name}": tensor for name, tensor in saved["encoder"]["state_dict"].items()}
+    else:
+        weights |= {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
     try:
-        found = model.load_state_dict(saved["model"], strict=False)
-        strange = [name for name in found.missing_keys if not name.startswith("encoder.")]
-        strange += set(found.unexpected_keys) - {"log_sigma"}  # of --weighting uncertainty: scoring needs none
-        if "encoder" in saved:
-            model.encoder.load_state_dict(saved["encoder"]["state_dict"])
-    except (RuntimeError, KeyError) as error:
-        strange = [error]
-    if strange:
-        raise RunError(f"{strange} of checkpoint.pt does not fit the run's config.json; delete the run and train again")
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"weights that do not fit config.json in {folder}; delete it and train again") from error
+    return saved
 
 def read(name: str, split: str, config: dict) -> Corpus:
     """One split of one task of a run; says aloud how much had to be left out (skipped.txt of the run lists all)."""
@@ -140,7 +142,7 @@ def table_cells(results: list[dict], intervals: bool = False) -> dict[str, dict[
             low = high = None
             if intervals and len(folds) == 1:
                 reduce = next(m.reduce for m in TASKS[task].metrics if m.name == metric)
-                pairs = [[json.loads(line)[metric] for line in open(run["path"] / "predictions" / f"{task}.jsonl")]
+                pairs = [[row[metric] for row in load_json(run["path"] / "predictions" / f"{task}.jsonl", lines=True)]
                          for runs in folds.values() for run in runs]
                 _, low, high = (100 * x for x in bootstrap(pairs, reduce))
             cells.setdefault(row, {})[task, metric] = sum(means) / len(means), low, high
@@ -154,7 +156,7 @@ def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
                             for task, metric in columns]]
     order = ["(a) SSL", *sorted(row for row in cells if row.startswith(("(a+)", "(b-1)"))),
              *(f"(b-2) all but {name}" for name in TASKS), "(c) transfer"]
-    baseline = cells.get("(b-1) MTL all", {})
+    baseline, marked = cells.get("(b-1) MTL all", {}), any(row.startswith("(b-2)") for row in cells)
     for row in order:
         if not any((task.name, metric.name) in cells.get(row, {}) for task, metric in columns):
             continue
@@ -165,11 +167,9 @@ def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
                 texts.append("X" if row.endswith(f"but {task.name}") else "—")
                 continue
             value, low, high = cells[row][key]
-            text = f"{value:.2f}" + ("" if low is None else f" [{low:.1f}, {high:.1f}]")
-            if row.startswith("(b-2)") and key in baseline:
-                reference = baseline[key][0]
-                text += "+" if metric.better(value, reference) else "-" if metric.better(reference, value) else " "
-            texts.append(text)
+            reference = baseline[key][0] if row.startswith("(b-2)") and key in baseline else value
+            mark = "+" if metric.better(value, reference) else "-" if metric.better(reference, value) else " "
+            texts.append(f"{value:.2f}" + ("" if low is None else f" [{low:.1f}, {high:.1f}]") + mark * marked)
         rows.append(texts)
     return rows
 
@@ -215,7 +215,7 @@ def plot_curves(results: list[dict]) -> Figure:
     figure = Figure(figsize=(12, 2.3 * rows + 0.5), layout="constrained")
     figure.supxlabel("step")
     for place, result in enumerate(results, 1):
-        lines = [json.loads(line) for line in open(result["path"] / "log.jsonl")]
+        lines = load_json(result["path"] / "log.jsonl", lines=True)
         axes = figure.add_subplot(rows, min(4, len(results)), place)
         axes.set_title(result["path"].name, fontsize=9)
         for name in result["metrics"]:
@@ -252,7 +252,7 @@ def main() -> None:
             config = load_json(args.run / "config.json")
             corpora = {name: read(name, args.split, config) for name in config["tasks"]}
             model = build(config, {name: corpus.classes for name, corpus in corpora.items()}, args.run.parent)
-            restore(model, load_checkpoint(args.run))
+            restore(model, args.run)
             rows = examine(model, corpora, {})
             print(json.dumps({name: summarise(TASKS[name], items) for name, items in rows.items()}, indent=1))
         results = read_results(args.runs)

@@ -40,7 +40,7 @@ def save(path: Path, write, by: str = "") -> None:
         temporary.unlink(missing_ok=True)
 
 class FrozenFeatures:
-    """The hidden states of a corpus in a memory-mapped file, made by `freeze`.
+    """The hidden states of a corpus in a memory-mapped file, made by `freeze`. OSError or ValueError if it is not whole.
 
     A head that is affine up to a mean over time (`head.pools`) needs no more than the mean of each state, (S, D) per
     utterance: an exact cache (`pooled`; T is 1). The other heads get all frames.
@@ -52,6 +52,8 @@ class FrozenFeatures:
         self.frames, self.starts = torch.tensor(index["frames"]), torch.tensor(index["starts"])  # of each crop
         self.first = index["first"]  # the number of each utterance's first crop
         self.data = torch.from_numpy(np.memmap(path, np.float32, "c"))
+        if len(self.data) != index["size"]:
+            raise ValueError(f"{path} is not whole")
 
     def batch(self, visits: list[tuple[int, int | None]]) -> FrozenBatch:
         """The states of some visits (utterance, crop seed or None), padded with zeros."""
@@ -100,7 +102,9 @@ def freeze(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder
                    "the encoder runs at each step")
         return None
     path = folder / f"{_digest(encoder, corpus, training, pooled)}.f32"
-    if not path.with_suffix(".json").exists():
+    try:
+        return FrozenFeatures(corpus, path)
+    except (OSError, ValueError):  # not there yet, or damaged
         path.parent.mkdir(parents=True, exist_ok=True)
         title = f"{corpus.task}: encoding {'train' if training else 'dev/test'} once, {gigabytes:.2f} GB"
         _encode(encoder, corpus, training, pooled, path, workers, title, quiet)
@@ -140,5 +144,5 @@ def _encode(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, path:
 
     save(path, write, corpus.task)
     index = {"pooled": pooled, "states": encoder.states, "dim": encoder.dim, "frames": frames, "starts": starts,
-             "first": first}
-    save(path.with_suffix(".json"), lambda file: file.write(json.dumps(index).encode()), corpus.task)  # the file is whole
+             "first": first, "size": path.stat().st_size // 4}
+    save(path.with_suffix(".json"), lambda file: file.write(json.dumps(index).encode()), corpus.task)

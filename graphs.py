@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
-from evaluate import RunError, read_results
+from evaluate import RunError, load_json, read_results
 from metrics import paired_bootstrap
 from tasks import TASKS, Metric
 
@@ -53,9 +53,9 @@ def read_pairs(results: list[dict], task: str) -> list[dict[tuple, list]]:
         if task in result["metrics"]:
             path = result["path"] / "predictions" / f"{task}.jsonl"
             try:
-                rows = sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["id"])
+                rows = sorted(load_json(path, lines=True), key=lambda row: row["id"])
                 found.append({(row["id"], str(row["reference"])): row[drawn_metric(task).name] for row in rows})
-            except (ValueError, KeyError, TypeError) as error:
+            except (KeyError, TypeError) as error:
                 raise RunError(f"no predictions of {task} in {path}; delete the run and train again") from error
     return found
 

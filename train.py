@@ -133,9 +133,13 @@ def start_from_ssl(model: MultiTask, tasks: tuple[str, ...], args) -> None:
     """The heads of (b) and (c) start from those of (a). The layer weights do not: they start equal again."""
     # The paper does not say where these heads start; the released code starts them so.
     for name in tasks:
-        saved, prefix = load_checkpoint(Run("ssl", (name,)).folder(args))["model"], f"heads.{name}."
-        model.heads[name].load_state_dict({key.removeprefix(prefix): tensor for key, tensor in saved.items()
-                                           if key.startswith(prefix)})
+        folder, prefix = Run("ssl", (name,)).folder(args), f"heads.{name}."
+        saved = load_checkpoint(folder)["model"]
+        try:
+            model.heads[name].load_state_dict({key.removeprefix(prefix): tensor for key, tensor in saved.items()
+                                               if key.startswith(prefix)})
+        except RuntimeError as error:
+            raise RunError(f"no head that fits {name} in {folder}; delete it and train again") from error
 
 def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     """Make one run: read, build, loop, evaluate on test, write result.json. Goes on from checkpoint.pt where there is
@@ -174,15 +178,14 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     # Where an interrupted run stopped.
     step, best, seconds, pending, dev = 0, None, 0.0, None, {}
     if path.exists():
-        saved = load_checkpoint(folder)
-        restore(model, saved)
+        saved = restore(model, folder)
         if "optimizer" in saved:
             optimizer.load_state_dict(saved["optimizer"])
         step, best, seconds = saved["step"], saved["best"], saved["seconds"]
         say(f"{folder.name}: going on after step {step}")
     if log_path.exists() and rank() == 0:  # without the steps that are lost, and a last line that the kill cut off
-        lines = [line + "\n" for line in log_path.read_text().split("\n")[:-1] if json.loads(line)["step"] <= step]
-        save(log_path, lambda file: file.write("".join(lines).encode()))
+        lines = [line for line in load_json(log_path, lines=True) if line["step"] <= step]
+        save(log_path, lambda file: file.write("".join(json.dumps(line) + "\n" for line in lines).encode()))
     log = open(log_path if rank() == 0 else os.devnull, "a")
 
     sharing = 1 if "processes" in config else world_size()

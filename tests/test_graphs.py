@@ -252,7 +252,7 @@ def test_runs_without_any_change_give_two_empty_graphs(runs, tmp_path):
 @pytest.mark.parametrize("spoil, sentence", [
     (lambda runs: (runs / "mtl-all/result.json").unlink(), "nothing to draw"),
     (lambda runs: write(runs, "mtl-all", "ASR", wer=[(5, 10)] * 3), "other utterances"),
-    (lambda runs: (runs / "mtl-all/predictions/ASR.jsonl").write_text("{"), "ASR.jsonl; delete the run"),
+    (lambda runs: (runs / "mtl-all/predictions/ASR.jsonl").write_text("{\n"), "no JSON in"),
     (lambda runs: write(runs, "mtl-all", "ASR", per=[(5, 10)] * 200), "no predictions of ASR"),
     (lambda runs: (runs / "mtl-all/result.json").write_text("{"), "no JSON in"),
     (lambda runs: write(runs, "mtl-all", "ASR", wer=[(0, 0)] * 200), "nothing to score")])
