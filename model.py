@@ -23,8 +23,7 @@ BASE = {  # arguments of torchaudio.models.wav2vec2_model; convolutions: (channe
     "encoder_embed_dim": 768, "encoder_num_layers": 12, "encoder_num_heads": 12, "encoder_ff_interm_features": 3072,
     "encoder_pos_conv_kernel": 128, "encoder_pos_conv_groups": 16, "encoder_layer_norm_first": False,
     "encoder_projection_dropout": 0.1, "encoder_dropout": 0.1, "encoder_attention_dropout": 0.1,
-    "encoder_ff_interm_dropout": 0.0, "extractor_mode": "group_norm",
-    "encoder_layer_drop": 0.0}  # SUPERB and the released code drop no layers
+    "encoder_ff_interm_dropout": 0.0, "extractor_mode": "group_norm", "encoder_layer_drop": 0.0}  # as in SUPERB
 TINY = BASE | {  # 0.9 M parameters
     "extractor_conv_layer_config": [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
     "encoder_embed_dim": 128, "encoder_num_layers": 4, "encoder_num_heads": 4, "encoder_ff_interm_features": 512,
@@ -63,10 +62,9 @@ class Hubert(nn.Module):
     def encode(self, waves: list[Tensor]) -> tuple[Tensor, list[int]]:
         """waves [(n,), ...] -> states (L+1, F, D), frames: those of all utterances, one utterance after the other.
 
-        Most of the work is done frame by frame, so frames of all utterances share large matrix products. Only the
-        convolutions and attention look at other frames; they take one utterance at a time. So no padding is ever
-        computed, there is nothing to mask, and attention may use the fastest kernel. On a GPU this makes more and
-        smaller launches than padded batches would, but an MTL batch is small: two utterances of each task."""
+        Most work is done frame by frame, so all utterances share large matrix products. Convolutions and attention,
+        which mix frames, take one utterance at a time: no padding is computed, nothing needs a mask. On a GPU that is
+        more launches than padded batches would need, but MTL's batches are small: two utterances of each task."""
         frames = [frame_count(len(wave)) for wave in waves]
         if min(frames) < 1:
             raise ValueError(f"an utterance of {min(map(len, waves))} samples is shorter than one frame (400)")
@@ -101,14 +99,12 @@ class Hubert(nn.Module):
 
 def _attend(attention: nn.Module, x: Tensor, frames: list[int]) -> Tensor:
     """torchaudio's self-attention, x (F, D) -> (F, D), in which each frame sees those of its own utterance."""
-    def per_head(projection: nn.Linear) -> tuple[Tensor, ...]:
-        """(1, heads, T, D / heads) for each utterance; a fused kernel on a CPU wants all four dimensions."""
-        return projection(x).view(1, len(x), attention.num_heads, -1).transpose(1, 2).split(frames, dim=2)
-
+    queries, keys, values = (
+        projection(x).view(1, len(x), attention.num_heads, -1).transpose(1, 2).split(frames, dim=2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj))  # (1, heads, T, D / heads) each
     dropout = attention.dropout if attention.training else 0.0
-    each = zip(per_head(attention.q_proj), per_head(attention.k_proj), per_head(attention.v_proj))
-    mixed = torch.cat([F.scaled_dot_product_attention(*one, dropout_p=dropout) for one in each], dim=2)
-    return attention.out_proj(mixed.transpose(1, 2).reshape(x.shape))
+    mixed = [F.scaled_dot_product_attention(*one, dropout_p=dropout) for one in zip(queries, keys, values)]
+    return attention.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).reshape(x.shape))
 
 def random_encoder(sizes: dict, seed: int = 0) -> Hubert:
     """An encoder that has learnt nothing, always the same, which leaves the caller's random numbers alone."""
@@ -125,26 +121,22 @@ def load_encoder(source: str) -> Hubert:
       checkpoint (hubert_base_ls960.pt); a Hugging Face folder or file (pytorch_model.bin, model.safetensors)"""
     if source in ("random-tiny", "random-hubert_base"):
         return random_encoder(TINY if source == "random-tiny" else BASE)
-    if source == "hubert_base":
-        try:
-            state = torchaudio.pipelines.HUBERT_BASE.get_model(dl_kwargs={"weights_only": True}).state_dict()
-        except OSError as error:  # no network
-            raise EncoderError(f"hubert_base: the download failed ({error}); name a file of weights") from error
-        return _with_weights(BASE, state, source)
-    path = Path(__file__).with_name("tiny_hubert.pt") if source == "tiny" else Path(source)
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        path = path / name if (path / name).is_file() else path
-    if not path.is_file():
-        raise EncoderError(f"{path}: no such file; an encoder is tiny, hubert_base or a file of weights")
-    content = _read(path)
+    content = _read(source)
     content = content.get("encoder", content)
     if "config" in content:
-        return _with_weights(content["config"], content["state_dict"], path)
-    state = {name: tensor for name, tensor in content.get("model", content).items() if not re.match(DROPPED, name)}
-    for pattern, replacement in RENAMED:
-        state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
-    tiny = len(state.get("encoder.transformer.layer_norm.bias", ())) == TINY["encoder_embed_dim"]
-    return _with_weights(TINY if tiny else BASE, state, path)
+        sizes, state = content["config"], content["state_dict"]
+    else:
+        state = {name: tensor for name, tensor in content.get("model", content).items() if not re.match(DROPPED, name)}
+        for pattern, replacement in RENAMED:
+            state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
+        tiny = len(state.get("encoder.transformer.layer_norm.bias", ())) == TINY["encoder_embed_dim"]
+        sizes = TINY if tiny else BASE
+    encoder = Hubert(sizes)
+    try:
+        encoder.load_state_dict(state)  # copies, so that half precision becomes float32; knows old weight norm
+    except RuntimeError as error:  # which names missing, unknown and misshapen parameters
+        raise EncoderError(f"{source}: {' '.join(str(error).partition(':')[2].split())[:300]}") from error
+    return encoder.eval()
 
 # Parts of a pretrained or finetuned model that are not the encoder: mask, targets, output layers.
 DROPPED = r"(hubert\.)?(mask|label_embs_concat|layer_weights|final_proj\.|lm_head\.|projector\.|classifier\.)"
@@ -156,17 +148,18 @@ RENAMED = (  # from the names of Hugging Face (first three rules) and fairseq to
     (r"\.self_attn\.", ".attention."), (r"\.self_attn_layer_norm\.", ".layer_norm."),
     (r"\.fc1\.", ".feed_forward.intermediate_dense."), (r"\.fc2\.", ".feed_forward.output_dense."))
 
-def _with_weights(sizes: dict, state: dict[str, Tensor], source: str | Path) -> Hubert:
-    """The encoder with exactly these weights; the error names missing, unknown and misshapen ones."""
-    encoder = Hubert(sizes)
-    try:
-        encoder.load_state_dict(state)  # copies, so that half precision becomes float32; knows old weight norm
-    except RuntimeError as error:
-        raise EncoderError(f"{source}: {' '.join(str(error).partition(':')[2].split())[:300]}") from error
-    return encoder.eval()
-
-def _read(path: Path) -> dict:
-    """The content of a checkpoint file, without ever running code that may be hidden in it."""
+def _read(source: str) -> dict:
+    """What a source holds, read without ever running code that may be hidden in it."""
+    if source == "hubert_base":
+        try:
+            return torchaudio.pipelines.HUBERT_BASE.get_model(dl_kwargs={"weights_only": True}).state_dict()
+        except OSError as error:  # no network
+            raise EncoderError(f"hubert_base: the download failed ({error}); name a file of weights") from error
+    path = Path(__file__).with_name("tiny_hubert.pt") if source == "tiny" else Path(source)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path = path / name if (path / name).is_file() else path
+    if not path.is_file():
+        raise EncoderError(f"{path}: no such file; an encoder is tiny, hubert_base or a file of weights")
     fairseq = type("Dictionary", (), {}), "fairseq.data.dictionary.Dictionary"  # lies beside fairseq's weights
     try:
         if path.suffix == ".safetensors":
@@ -229,8 +222,7 @@ def _spans(utterances: int, size: int, spans: int, width: int) -> Tensor:
 
 class MultiTask(nn.Module):
     """One encoder and one weighted sum under the heads of all tasks (one head: scenarios (a) and (c)). With `augment`
-    there is SpecAugment in training, its time masks shorter than `time_width` frames. Autocast is for the encoder:
-    weighted sum, heads and losses compute in float32, as they cost little (and a CPU's bf16 LSTM is slow)."""
+    there is SpecAugment in training, its time masks shorter than `time_width` frames."""
     def __init__(self, encoder: Hubert, heads: dict[str, nn.Module], augment: bool = True, time_width: int = 40):
         super().__init__()
         self.encoder, self.layer_sum, self.heads = encoder, LayerSum(encoder.states), nn.ModuleDict(heads)
@@ -244,7 +236,7 @@ class MultiTask(nn.Module):
             if self.training and self.augment:
                 # DIFFERS: the released code warps the features of diarization but not its labels; we warp neither.
                 features = spec_augment(features, frames, not self.heads[task].frame_aligned, self.time_width)
-            with torch.autocast(features.device.type, enabled=False):
+            with torch.autocast(features.device.type, enabled=False):  # heads are small, and a CPU's bf16 LSTM slow
                 losses[task] = self.heads[task].loss(features, frames.to(features.device), batches[task].targets)
         if self.training and dist.is_available() and dist.is_initialized():
             # DIFFERS: the released code gives processes equal weight; we weight by the terms in each one's mean,
@@ -260,8 +252,7 @@ class MultiTask(nn.Module):
     def predict(self, task: str, batch) -> list:
         """The head's predictions for a batch of B utterances. Call `eval()` before."""
         features, frames = self._encode({task: batch})[task]
-        with torch.autocast(features.device.type, enabled=False):
-            return self.heads[task].predict(features, frames.to(features.device))
+        return self.heads[task].predict(features, frames.to(features.device))
 
     def _encode(self, batches: dict) -> dict[str, tuple[Tensor, Tensor]]:
         """{task: batch} -> {task: (features (B, T, D), frames (B,))}; the encoder hears all utterances at once."""

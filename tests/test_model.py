@@ -551,6 +551,22 @@ def test_losses_and_gradients_are_those_of_separate_forwards(dtype, precision):
     assert (together - apart).norm() < precision * apart.norm()
 
 
+def test_under_autocast_the_encoder_is_bfloat16_and_heads_and_losses_are_float32():
+    multitask, batches, seen = three_tasks(), step(), []
+    linear = multitask.encoder.encoder.transformer.layers[0].attention.q_proj
+    linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for head in multitask.heads.values():
+        head.linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    expected = multitask(batches)
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = multitask(batches)
+    assert seen == [torch.bfloat16, *[torch.float32] * 3]
+    for task, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[task], rtol=0.05, atol=0.02)
+
+
 def test_a_step_moves_every_parameter():
     multitask = three_tasks()
     before = {name: parameter.clone() for name, parameter in multitask.named_parameters()}
