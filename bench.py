@@ -85,10 +85,10 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
         soundfile.write(u.path, torch.randn(u.samples).numpy() / 10, SAMPLE_RATE)
     yield row("reading .flac, one core", fastest(lambda: [load_audio(u, corpus) for u in utterances]), lengths)
     batches = [collate(corpus, [(i, None) for i in batch]) for batch in sorted_batches(corpus, seconds=20)]
+    work = encoder_operations(encoder.sizes, lengths)
     for precision in peaks:
         with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
             encoding[precision] = fastest(lambda: [encoder(b.waves.to(args.device), b.lengths)[1] for b in batches])
-        work = encoder_operations(encoder.sizes, lengths)
         yield row(f"encoder, {precision}", encoding[precision], lengths, work, precision)
 
     # A head for IC on the frozen encoder, which hears each utterance once: a later epoch is the head's alone.
@@ -113,9 +113,9 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
         heads[task] = TASKS[task].head(encoder.dim, classes, TASKS[task].superb.hidden)
     model = MultiTask(encoder.requires_grad_(True), heads).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5, fused=True)
-    apart = [{task: batch} for task, batch in together.items()]
     lengths = torch.cat([batch.lengths for batch in together.values()]).tolist()
     work = 3 * encoder_operations(encoder.sizes, lengths)  # a backward pass is twice a forward pass
+    apart = [{task: batch} for task, batch in together.items()]
     for what, shares, precision in (("", [together], "bf16"), ("", [together], "fp32"), (" by task", apart, "fp32")):
         seconds = fastest(lambda: update(model, optimizer, shares, precision))
         yield row(f"MTL step{what}, {precision}", seconds, lengths, work, precision)

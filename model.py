@@ -238,7 +238,7 @@ class MultiTask(nn.Module):
                 features = spec_augment(features, frames, not self.heads[task].frame_aligned, self.time_width)
             with torch.autocast(features.device.type, enabled=False):  # heads are small, and a CPU's bf16 LSTM slow
                 losses[task] = self.heads[task].loss(features, frames.to(features.device), batches[task].targets)
-        if self.training and dist.is_available() and dist.is_initialized():
+        if self.training and dist.is_initialized():
             # DIFFERS: the released code gives processes equal weight; we weight by the terms in each one's mean,
             # so that the mean over processes, which DDP takes, is the loss of the whole batch.
             terms = [float(self.heads[task].terms(batches[task].targets)) for task in losses]

@@ -644,7 +644,7 @@ def test_processes_with_unequal_shares_average_to_the_loss_of_the_whole_batch(mo
     averaged = {"a": 0, "c": 0}
     for (rows, _), (_, others) in zip(shares, reversed(shares)):  # two processes, one after the other
         monkeypatch.setattr(model, "dist", SimpleNamespace(
-            is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: 2,
+            is_initialized=lambda: True, get_world_size=lambda: 2,
             all_reduce=lambda total, others=others: total.add_(torch.tensor([float(n) for n in others.values()]))))
         losses = multitask({task: SimpleNamespace(waves=whole[task].waves[rows], lengths=whole[task].lengths[rows],
                                                   targets=whole[task].targets[rows]) for task in others})
