@@ -16,13 +16,11 @@ from resource import RUSAGE_SELF, getrusage
 
 import soundfile
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from batches import Batch, Steps, Stream, collate, sorted_batches
 from data import SAMPLE_RATE, Corpus, Utterance, load_audio
 from features import freeze
-from model import BASE, TINY, Hubert, MultiTask, frame_count, random_encoder
+from model import BASE, TINY, MultiTask, frame_count, random_encoder
 from tasks import TASKS
 
 MIX = {  # a step of MTL: task: seconds of an utterance, SUPERB's classes, a target of that length
@@ -32,21 +30,23 @@ MIX = {  # a step of MTL: task: seconds of an utterance, SUPERB's classes, a tar
 EDGE = {"cpu": 1024, "cuda": 8192}  # of the square matrices whose product measures the peak
 HEADINGS = "ms", "x real time", "% of peak", "% padding", "GB"
 
-def encoder_operations(sizes: dict, lengths: list[int]) -> int:
-    """Multiplications and additions in the encoder's convolutions and matrix products, for utterances of so many
-    samples; PyTorch counts them on tensors without content."""
-    with torch.device("meta"):
-        encoder, waves = Hubert(sizes).eval(), torch.empty(sum(lengths)).split(lengths)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        encoder.encode(waves)
-    return counter.get_total_flops()
+def encoder_operations(sizes: dict, samples: int) -> int:
+    """Multiplications and additions in the encoder's convolutions and matrix products, for one utterance."""
+    T, inputs, products = samples, 1, 0
+    for C, kernel, stride in sizes["extractor_conv_layer_config"]:
+        T = (T - kernel) // stride + 1
+        products, inputs = products + T * C * inputs * kernel, C
+    D, layers = sizes["encoder_embed_dim"], sizes["encoder_num_layers"]
+    position = D // sizes["encoder_pos_conv_groups"] * sizes["encoder_pos_conv_kernel"]
+    layer = 4 * D + 2 * T + 2 * sizes["encoder_ff_interm_features"]  # projections, attention, feed-forward
+    return 2 * (products + T * D * (inputs + position + layers * layer))
 
 def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     """Yields the rows of the table: what was measured, HEADINGS (a value may be None), a note."""
     cuda, peaks, encoding, frames = args.device == "cuda", {}, {}, []
     encoder = random_encoder(BASE if args.encoder == "hubert_base" else TINY).to(args.device).requires_grad_(False)
     encoder.encoder.transformer.layers[0].feed_forward.register_forward_pre_hook(
-        lambda module, inputs: frames.append(inputs[0].shape[:-1].numel()))  # what is computed, padding included
+        lambda module, inputs: frames.append(inputs[0].shape[:-1].numel()))  # in the transformer, padding included
 
     def fastest(run) -> float:
         """Seconds of the best run: the first warms up, and other work on the machine only makes a run longer."""
@@ -84,8 +84,8 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     for u in utterances:
         soundfile.write(u.path, torch.randn(u.samples).numpy() / 10, SAMPLE_RATE)
     yield row("reading .flac, one core", fastest(lambda: [load_audio(u, corpus) for u in utterances]), lengths)
-    batches = [collate(corpus, [(i, None) for i in batch]) for batch in sorted_batches(corpus, seconds=20)]
-    work = encoder_operations(encoder.sizes, lengths)
+    batches = [collate(corpus, [(i, None) for i in batch]) for batch in sorted_batches(corpus, seconds=10)]
+    work = sum(encoder_operations(encoder.sizes, n) for n in lengths)
     for precision in peaks:
         with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
             encoding[precision] = fastest(lambda: [encoder(b.waves.to(args.device), b.lengths)[1] for b in batches])
@@ -114,7 +114,7 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     model = MultiTask(encoder.requires_grad_(True), heads).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5, fused=True)
     lengths = torch.cat([batch.lengths for batch in together.values()]).tolist()
-    work = 3 * encoder_operations(encoder.sizes, lengths)  # a backward pass is twice a forward pass
+    work = 3 * sum(encoder_operations(encoder.sizes, n) for n in lengths)  # a backward pass is twice a forward pass
     apart = [{task: batch} for task, batch in together.items()]
     for what, shares, precision in (("", [together], "bf16"), ("", [together], "fp32"), (" by task", apart, "fp32")):
         seconds = fastest(lambda: update(model, optimizer, shares, precision))
