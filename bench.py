@@ -5,7 +5,6 @@
 
 Speed is seconds of audio per second (x real time), and arithmetic as a share of what a large matrix product reaches
 in the same precision (% of peak); padding is no work. GB is the most memory so far, of the process or on the GPU.
-T frames (50 Hz), D dimensions, C channels.
 """
 import argparse
 import json
@@ -17,12 +16,11 @@ from resource import RUSAGE_SELF, getrusage
 
 import soundfile
 import torch
-from torch.utils.data import DataLoader
 
-from batches import Batch, Steps, Stream, as_is, collate
+from batches import Batch, Steps, Stream, collate, sorted_batches
 from data import SAMPLE_RATE, Corpus, Utterance, load_audio
 from features import freeze
-from model import BASE, TINY, MultiTask, length_groups, random_encoder
+from model import BASE, TINY, MultiTask, frame_count, random_encoder
 from tasks import TASKS
 
 MIX = {  # a step of MTL: task: seconds of an utterance, SUPERB's classes, a target of that length
@@ -31,7 +29,6 @@ MIX = {  # a step of MTL: task: seconds of an utterance, SUPERB's classes, a tar
     "SD": (20.0, 2, torch.ones(2000, 2))}
 EDGE = {"cpu": 1024, "cuda": 8192}  # of the square matrices whose product measures the peak
 HEADINGS = "ms", "x real time", "% of peak", "% padding", "GB"
-
 
 def encoder_operations(sizes: dict, samples: int) -> int:
     """Multiplications and additions in the encoder's convolutions and matrix products, for one utterance."""
@@ -44,74 +41,68 @@ def encoder_operations(sizes: dict, samples: int) -> int:
     layer = 4 * D + 2 * T + 2 * sizes["encoder_ff_interm_features"]  # projections, attention, feed-forward
     return 2 * (products + T * D * (inputs + position + layers * layer))
 
-
-def noise(folder: Path, suffix: str, count: int) -> Corpus:
-    """A corpus like IC's: audio files of 1 to 4 s."""
-    lengths = torch.linspace(SAMPLE_RATE, 4 * SAMPLE_RATE, count).int().tolist()
-    utterances = [Utterance(str(k), f"{folder}/{k}{suffix}", (0, 0, 0), [], n) for k, n in enumerate(lengths)]
-    for u in utterances:
-        soundfile.write(u.path, torch.randn(u.samples).numpy() / 10, SAMPLE_RATE)
-    return Corpus("IC", utterances, MIX["IC"][1], list)
-
-
 def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     """Yields the rows of the table: what was measured, HEADINGS (a value may be None), a note."""
+    cuda, peaks, encoding, frames = args.device == "cuda", {}, {}, []
+    encoder = random_encoder(BASE if args.encoder == "hubert_base" else TINY).to(args.device).requires_grad_(False)
+    encoder.encoder.transformer.layers[0].feed_forward.register_forward_pre_hook(
+        lambda module, inputs: frames.append(inputs[0].shape[:-1].numel()))  # in the transformer, padding included
+
     def fastest(run) -> float:
         """Seconds of the best run: the first warms up, and other work on the machine only makes a run longer."""
-        finish = torch.cuda.synchronize if args.device == "cuda" else int  # int does nothing
+        frames.clear()
+        finish = torch.cuda.synchronize if cuda else int  # int does nothing
         return min(timeit.repeat(lambda: (run(), finish()), number=1, repeat=args.repeats))
 
-    def row(what: str, seconds: float, audio=None, ideal=None, groups=None, note="") -> dict:
-        """audio: its seconds; ideal: seconds it would take at the peak; groups: lengths of what is padded together."""
-        padding = groups and 100 - 100 * sum(map(sum, groups)) / sum(len(group) * max(group) for group in groups)
-        used = torch.cuda.max_memory_allocated() if args.device == "cuda" else 1024 * getrusage(RUSAGE_SELF).ru_maxrss
-        values = 1e3 * seconds, audio and audio / seconds, ideal and 100 * ideal / seconds, padding, used / 1e9
-        return {"what": what, **dict(zip(HEADINGS, values)), "note": note}
+    def row(what: str, seconds: float, lengths=(), work=0, precision="", note="") -> dict:
+        """lengths: the audio in samples; work: operations of the encoder, in that precision."""
+        speed = sum(lengths) / SAMPLE_RATE / seconds if lengths else None
+        share = 100 * work / peaks[precision] / seconds if work else None
+        padding = 100 - 100 * args.repeats * sum(map(frame_count, lengths)) / sum(frames) if work else None
+        memory = torch.cuda.max_memory_allocated() if cuda else 1024 * getrusage(RUSAGE_SELF).ru_maxrss
+        return {"what": what, **dict(zip(HEADINGS, (1e3 * seconds, speed, share, padding, memory / 1e9))), "note": note}
 
-    def update(model: MultiTask, optimizer, shares: list[dict], precision: str) -> None:
+    def update(model: MultiTask, optimizer: torch.optim.Optimizer, shares: list[dict], precision="fp32") -> None:
         """An update as in train.py; each share {task: batch} is a forward pass of its own."""
-        torch.manual_seed(0)
         with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
-            losses = [loss for share in shares for loss in model(share).values()]
-        sum(losses).backward()
+            loss = sum(loss for share in shares for loss in model(share).values())
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    peaks = {}  # operations per second
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a = torch.randn(EDGE[args.device], EDGE[args.device]).to(args.device, dtype)
         seconds = min(fastest(lambda: a @ a) for _ in range(10))  # often: it is the yardstick
-        peaks[precision] = 2 * len(a)**3 / seconds
+        peaks[precision] = 2 * len(a)**3 / seconds  # operations per second
         yield row(f"matrix product, {precision}", seconds, note=f"the peak: {peaks[precision] / 1e9:,.0f} GFLOP/s")
 
-    # Utterances of 1 to 4 s: reading them, and encoding them in groups of similar length.
-    for suffix in (".flac", ".wav"):
-        corpus = noise(folder, suffix, args.utterances)
-        lengths = [u.samples for u in corpus.utterances]
-        seconds, audio = fastest(lambda: [load_audio(u, corpus) for u in corpus.utterances]), sum(lengths) / SAMPLE_RATE
-        yield row(f"reading {suffix}, one core", seconds, audio)
-    encoder = random_encoder(BASE if args.encoder == "hubert_base" else TINY).to(args.device).requires_grad_(False)
-    batches, encoding = [collate(corpus, [(i, None) for i in group]) for group in length_groups(lengths)], {}
-    for precision, peak in peaks.items():
+    # A corpus like IC's, utterances of 1 to 4 s: reading and encoding them.
+    lengths = torch.linspace(SAMPLE_RATE, 4 * SAMPLE_RATE, args.utterances).int().tolist()
+    utterances = [Utterance(str(n), f"{folder}/{n}.flac", (0, 0, 0), [], n) for n in lengths]
+    corpus = Corpus("IC", utterances, (6, 14, 4), list)
+    for u in utterances:
+        soundfile.write(u.path, torch.randn(u.samples).numpy() / 10, SAMPLE_RATE)
+    yield row("reading .flac, one core", fastest(lambda: [load_audio(u, corpus) for u in utterances]), lengths)
+    batches = [collate(corpus, [(i, None) for i in batch]) for batch in sorted_batches(corpus, seconds=10)]
+    work = sum(encoder_operations(encoder.sizes, n) for n in lengths)
+    for precision in peaks:
         with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
             encoding[precision] = fastest(lambda: [encoder(b.waves.to(args.device), b.lengths)[1] for b in batches])
-        ideal = sum(encoder_operations(encoder.sizes, n) for n in lengths) / peak
-        yield row(f"encoder, {precision}", encoding[precision], audio, ideal, [b.lengths.tolist() for b in batches])
+        yield row(f"encoder, {precision}", encoding[precision], lengths, work, precision)
 
     # A head for IC on the frozen encoder, which hears each utterance once: a later epoch is the head's alone.
     recipe, found = TASKS["IC"].superb, []
     model = MultiTask(encoder, {"IC": TASKS["IC"].head(encoder.dim, corpus.classes, recipe.hidden)}, augment=False)
     optimizer = torch.optim.AdamW([p for p in model.to(args.device).parameters() if p.requires_grad], fused=True)
     once = fastest(lambda: found.append(freeze(encoder, corpus, True, True, folder / str(len(found)), 50, quiet=True)))
-    loader = DataLoader(Steps({"IC": Stream(corpus, recipe.batch, 0, found[0])}), batch_size=None, sampler=range(200),
-                        collate_fn=as_is)
-    step = fastest(lambda: [update(model, optimizer, [batches], "fp32") for batches in loader]) / 200
+    steps = Steps({"IC": Stream(corpus, recipe.batch, 0, found[0])})
+    step = fastest(lambda: [update(model, optimizer, [steps[k]]) for k in range(200)]) / 200
     later = step * len(lengths) / recipe.batch
-    total, without = once + 20 * later, 20 * (encoding["fp32"] + later)
-    yield row("frozen IC head, first epoch", once + later, audio)
-    yield row("frozen IC head, later epoch", later, audio, note=f"{later / (once + later):.2%} of the first")
-    yield row("frozen IC head, 20 epochs", total, 20 * audio, note=f"encoding in each: {without / total:.1f} x as long")
+    total, again = once + 20 * later, 20 * (encoding["fp32"] + later)
+    yield row("frozen IC head, first epoch", once + later, lengths)
+    yield row("frozen IC head, later epoch", later, lengths, note=f"{later / (once + later):.2%} of the first")
+    yield row("frozen IC head, 20 epochs", total, 20 * lengths, note=f"encoding in each: {again / total:.1f} x as long")
     yield row("frozen IC head, SUPERB's recipe", recipe.steps * step, note=f"= {recipe.steps * step / 60:.1f} minutes")
 
     # The step of MTL: all tasks in one forward pass, or each in its own. What the heads do does not count as work.
@@ -122,14 +113,12 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
         heads[task] = TASKS[task].head(encoder.dim, classes, TASKS[task].superb.hidden)
     model = MultiTask(encoder.requires_grad_(True), heads).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5, fused=True)
-    apart = [{task: batch} for task, batch in together.items()]
     lengths = torch.cat([batch.lengths for batch in together.values()]).tolist()
-    groups = [[lengths[i] for i in group] for group in length_groups(lengths)]
     work = 3 * sum(encoder_operations(encoder.sizes, n) for n in lengths)  # a backward pass is twice a forward pass
+    apart = [{task: batch} for task, batch in together.items()]
     for what, shares, precision in (("", [together], "bf16"), ("", [together], "fp32"), (" by task", apart, "fp32")):
-        seconds, ideal = fastest(lambda: update(model, optimizer, shares, precision)), work / peaks[precision]
-        yield row(f"MTL step{what}, {precision}", seconds, sum(lengths) / SAMPLE_RATE, ideal, None if what else groups)
-
+        seconds = fastest(lambda: update(model, optimizer, shares, precision))
+        yield row(f"MTL step{what}, {precision}", seconds, lengths, work, precision)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,7 +134,6 @@ def main() -> None:
         for row in measure(args, Path(folder)):
             cells = "".join(f"{'' if row[name] is None else format(row[name], ',.1f'):>13}" for name in HEADINGS)
             print(json.dumps(row) if args.json else f"{row['what']:32}{cells}  {row['note']}", flush=True)
-
 
 if __name__ == "__main__":
     main()

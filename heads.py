@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, inf, nn
 from torch.nn.utils.rnn import pad_sequence
 
-
 class Head(nn.Module):
-    """Any head: `loss(features (B, T, D), frames (B,), targets: list)` is a scalar, in float32 also under autocast;
-    `predict(features, frames)` is a list of B, in plain Python (call `eval()` before: some heads have dropout)."""
+    """Any head: `loss(features (B, T, D), frames (B,), targets: list)` is a scalar; `predict(features, frames)` is a
+    list of B, in plain Python (call `eval()` before: some heads have dropout). All is float32: see `MultiTask`."""
     pools = False          # True: all is affine up to a mean over time, so one mean per utterance is an exact cache
     frame_aligned = False  # True: the targets are tied to time, so the features must not be time-warped
 
@@ -24,17 +23,14 @@ class Head(nn.Module):
         """How many terms the mean in `loss` is over, so that several processes can average exactly."""
         return len(targets)
 
-
 def _fill_padding(x: Tensor, lengths: Tensor, value: float = 0) -> Tensor:
     """x (B, T, ...) with `value` wherever there is padding."""
     padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
     return x.masked_fill(padding.view(*padding.shape, *[1] * (x.dim() - 2)), value)
 
-
 def _take(x: Tensor, lengths: Tensor, index: Tensor) -> Tensor:
     """Entries `index` (M,) or (B, M) of the rows of x (B, T, ...), at most a row's own last entry: (B, M, ...)."""
     return x[torch.arange(len(x), device=x.device)[:, None], torch.minimum(index, lengths[:, None] - 1).clamp(min=0)]
-
 
 class ClassifierHead(Head):
     """Linear, mean over time, Linear; `classes` = (6, 14, 4) asks three questions at once. Without an activation, the
@@ -48,9 +44,8 @@ class ClassifierHead(Head):
 
     def logits(self, features: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
         """One (B, C) per slot."""
-        mean = _fill_padding(features.float(), frames).sum(1) / frames[:, None]     # (B, D)
-        with torch.autocast(mean.device.type, enabled=False):  # it costs next to nothing, and bfloat16 makes ties
-            return self.output(self.project(mean)).split(self.slots, dim=1)
+        mean = _fill_padding(features, frames).sum(1) / frames[:, None]    # (B, D)
+        return self.output(self.project(mean)).split(self.slots, dim=1)
 
     def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
         """Cross-entropy, -log p(class), summed over the slots; targets are ints, or a tuple of ints each."""
@@ -60,7 +55,6 @@ class ClassifierHead(Head):
     def predict(self, features: Tensor, frames: Tensor) -> list:
         """The likeliest classes: ints, or with several slots a list of ints each."""
         return torch.stack([slot.argmax(1) for slot in self.logits(features, frames)], 1).squeeze(1).tolist()
-
 
 def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor:
     """Connectionist temporal classification (Graves et al. 2006): the mean over utterances of -log p(target) / S.
@@ -76,8 +70,10 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
 
     lengths = torch.tensor([len(ids) for ids in targets], device=logits.device)
     labels = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in targets], batch_first=True).to(logits.device)
+    log_probs = logits.log_softmax(-1)
+    if logits.is_cuda:    # a loop over frames is thousands of small kernels there: PyTorch has one, of equal value
+        return F.ctc_loss(log_probs.transpose(0, 1), labels, frames, lengths, zero_infinity=True)
     states, sizes = F.pad(F.pad(labels[:, :, None], (1, 0)).flatten(1), (0, 1)), 2 * lengths + 1    # _ a _ b _ (B, N)
-    log_probs = logits.float().log_softmax(-1)
     scores = log_probs.detach()    # the derivative is known, and autograd through T small steps would be slow
     # The backward variables beta are the forward variables of all read backwards: one loop over 2B rows makes both.
     both_states = torch.cat([states, backwards(states, sizes)])
@@ -94,7 +90,6 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
     slope = (posterior * (log_probs - scores)).sum((1, 2))    # 0, with that derivative
     return (-(log_p.masked_fill(log_p == -inf, 0) + slope) / lengths.clamp(min=1)).mean()
 
-
 def _forward_variables(emissions: Tensor, states: Tensor) -> Tensor:
     """log alpha_t(n), where alpha_t(n) is the probability of all ways to be in state n at frame t: (B, T, N).
 
@@ -110,17 +105,14 @@ def _forward_variables(emissions: Tensor, states: Tensor) -> Tensor:
         new[:, 2:] = torch.logaddexp(stay_or_step, old[:, :-2] + jump) + emission
     return alpha[:, :, 2:].transpose(0, 1)
 
-
 def greedy_ctc(logits: Tensor, frames: Tensor) -> list[list[int]]:
     """Reads one likely alignment, the best token of every frame: (B, T, C) -> B lists of ids."""
     # DIFFERS: the released code drops blanks, then merges repeats: no double letter ever comes out (HELLO -> HELO).
     best = zip(logits.argmax(-1).tolist(), frames.tolist())
     return [[token for token, _ in groupby(row[:length]) if token != 0] for row, length in best]
 
-
 class CTCHead(Head):
     """Linear, Linear, CTC. No activation and no context: it is the features that have to know the phones."""
-
     def __init__(self, dim: int, classes: int, hidden: int = 256):
         super().__init__()
         self.project, self.output = nn.Linear(dim, hidden), nn.Linear(hidden, classes)
@@ -137,14 +129,12 @@ class CTCHead(Head):
         """`greedy_ctc`: lists of token ids."""
         return greedy_ctc(self.logits(features, frames), frames)
 
-
 class BLSTMCTCHead(CTCHead):
     """Linear, two bidirectional LSTM layers with dropout after each, Linear, CTC: letters need context.
 
     A direction is an LSTM of its own, and the backward one reads each utterance from that utterance's last frame, so
     padding is read by neither before a frame that counts. DIFFERS: the released code packs sequences, which PyTorch
     runs five times slower on a CPU."""
-
     def __init__(self, dim: int, classes: int, hidden: int = 1024):
         super().__init__(dim, classes, hidden)
         self.ahead = nn.ModuleList(nn.LSTM(width, hidden, batch_first=True) for width in (hidden, 2 * hidden))
@@ -161,18 +151,16 @@ class BLSTMCTCHead(CTCHead):
             x = self.dropout(torch.cat([ahead(x)[0], backwards], dim=2))                        # (B, T, 2 H)
         return self.output(x)
 
-
 def pit_bce(logits: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
     """Permutation-invariant binary cross-entropy per label frame (Yu et al. 2017, Fujita et al. 2019).
 
     logits, labels (B, T, K): does speaker k talk in frame t? "Ann, Bob" and "Bob, Ann" are the same answer, and a loss
     that knew only one of them would punish the other. So each utterance gets its best permutation p:
         loss = sum over utterances of min_p (sum_t mean_k BCE(output k, speaker p(k))) / sum of lengths"""
-    pairs = torch.broadcast_tensors(logits.float()[:, :, :, None], labels.float()[:, :, None])      # (B, T, K, K)
+    pairs = torch.broadcast_tensors(logits[:, :, :, None], labels.float()[:, :, None])      # (B, T, K, K)
     cost = _fill_padding(F.binary_cross_entropy_with_logits(*pairs, reduction="none"), lengths).sum(1)
     per_order = [cost[:, range(len(p)), p].mean(1) for p in permutations(range(labels.shape[2]))]
     return torch.stack(per_order).min(0).values.sum() / lengths.sum()
-
 
 class DiarizationHead(Head):
     """LSTM, Linear: for each of K = `classes` speakers and every 10 ms, whether they talk."""
@@ -195,14 +183,15 @@ class DiarizationHead(Head):
         return pit_bce(self.logits(features, frames, labels.shape[1]), labels, lengths)
 
     def predict(self, features: Tensor, frames: Tensor) -> list:
-        """Probabilities (2 frames + 2, K) as nested lists; + 2, for 16,000 samples make 49 frames and 100 labels."""
-        probabilities = self.logits(features, frames, 2 * int(frames.max()) + 2).float().sigmoid().tolist()
-        return [rows[:2 * count + 2] for rows, count in zip(probabilities, frames.tolist())]
+        """Probabilities (2 frames + 1, K) as nested lists. T frames are all that is known, and recordings of T frames
+        have 2 T to 2 T + 2 labels: this is one off at most, and ends 5 ms after the recording at most."""
+        sizes = (2 * frames + 1).tolist()
+        probabilities = self.logits(features, frames, max(sizes)).sigmoid().tolist()
+        return [rows[:size] for rows, size in zip(probabilities, sizes)]
 
     def terms(self, targets: list) -> int:
         """Label frames: a long recording weighs more than a short one."""
         return sum(map(len, targets))
-
 
 def am_softmax(embeddings: Tensor, weight: Tensor, targets: Tensor, margin: float = 0.4, scale: float = 30) -> Tensor:
     """Additive-margin softmax (Wang et al. 2018): cross-entropy of scaled cosines, the mean over the batch.
@@ -210,10 +199,8 @@ def am_softmax(embeddings: Tensor, weight: Tensor, targets: Tensor, margin: floa
     embeddings (B, H), weight (C, H) one direction per training speaker, targets (B,). The test has new speakers: it is
     not enough that the right old one wins, each voice must form a tight cluster, so it has to win by a margin. Cosines
     end at 1, too little for a sure softmax: hence the scale.  logit_j = scale (cos_j - margin [j is the target])"""
-    with torch.autocast(embeddings.device.type, enabled=False):
-        cosines = F.linear(F.normalize(embeddings.float()), F.normalize(weight.float()))    # (B, C)
-        return F.cross_entropy(scale * (cosines - margin * F.one_hot(targets, len(weight))), targets)
-
+    cosines = F.linear(F.normalize(embeddings), F.normalize(weight))    # (B, C)
+    return F.cross_entropy(scale * (cosines - margin * F.one_hot(targets, len(weight))), targets)
 
 class XVectorHead(Head):
     """Dilated convolutions, mean and deviation over time, two Linear (Snyder et al. 2018). The loss names the training
@@ -233,7 +220,7 @@ class XVectorHead(Head):
     def embed(self, features: Tensor, frames: Tensor) -> Tensor:
         """(B, T, D) -> (B, H). Utterances below 15 frames repeat their last one (the released code fails on them)."""
         index = torch.arange(max(features.shape[1], self.CONTEXT), device=features.device)
-        x = self.tdnn(self.project(_take(features, frames, index)).transpose(1, 2)).float().transpose(1, 2)
+        x = self.tdnn(self.project(_take(features, frames, index)).transpose(1, 2)).transpose(1, 2)
         count = (frames - self.CONTEXT + 1).clamp(min=1)                                    # of x (B, T - 14, H)
         # DIFFERS: the released code counts one frame of padding too, and has no floor: NaN for a single frame.
         mean = _fill_padding(x, count).sum(1) / count[:, None]                              # (B, H)
@@ -247,4 +234,4 @@ class XVectorHead(Head):
 
     def predict(self, features: Tensor, frames: Tensor) -> list:
         """Embeddings of length 1 as lists of floats: the cosine of two is their dot product."""
-        return F.normalize(self.embed(features, frames).float()).tolist()
+        return F.normalize(self.embed(features, frames)).tolist()

@@ -23,8 +23,7 @@ BASE = {  # arguments of torchaudio.models.wav2vec2_model; convolutions: (channe
     "encoder_embed_dim": 768, "encoder_num_layers": 12, "encoder_num_heads": 12, "encoder_ff_interm_features": 3072,
     "encoder_pos_conv_kernel": 128, "encoder_pos_conv_groups": 16, "encoder_layer_norm_first": False,
     "encoder_projection_dropout": 0.1, "encoder_dropout": 0.1, "encoder_attention_dropout": 0.1,
-    "encoder_ff_interm_dropout": 0.0, "extractor_mode": "group_norm",
-    "encoder_layer_drop": 0.0}  # SUPERB and the released code drop no layers
+    "encoder_ff_interm_dropout": 0.0, "extractor_mode": "group_norm", "encoder_layer_drop": 0.0}  # as in SUPERB
 TINY = BASE | {  # 0.9 M parameters
     "extractor_conv_layer_config": [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
     "encoder_embed_dim": 128, "encoder_num_layers": 4, "encoder_num_heads": 4, "encoder_ff_interm_features": 512,
@@ -33,17 +32,14 @@ TINY = BASE | {  # 0.9 M parameters
 # Replaces a batches.Batch that a frozen encoder has already heard: its states (L+1, B, T, D) and frames (B,).
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 
-
 class EncoderError(Exception):
     """An encoder that cannot be loaded: the message is one sentence with the file and what is wrong with it."""
-
 
 def frame_count(samples):
     """Frames in so many samples (int or tensor): one every 320 (20 ms), each sees 400 (25 ms), none below 400."""
     # DIFFERS: s3prl rounds samples / 320, which may count a last frame that lies in the padding.
     frames = (samples - 400) // 320 + 1
     return frames.clamp(min=0) if isinstance(frames, Tensor) else max(0, frames)
-
 
 class Hubert(nn.Module):
     """torchaudio's HuBERT (random weights, torchaudio's parameter names), returning every hidden state."""
@@ -55,41 +51,52 @@ class Hubert(nn.Module):
         self.conv_gradient = 0.1  # scales the gradient of the convolutions, as in pretraining
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """waves (B, N) float32 at 16 kHz, lengths (B,) -> states (L+1, B, T, D), frames (B,).
+        """waves (B, N) float32 at 16 kHz, lengths (B,) -> states (L+1, B, T, D), zero where padded; frames (B,).
 
         State 0 is the input of the first transformer layer, state l the output of layer l. An utterance's states
-        depend neither on the others nor on the padding, whatever is in it; those of padded frames are arbitrary."""
-        frames = frame_count(lengths)
-        if frames.min() < 1:
-            raise ValueError(f"an utterance of {int(lengths.min())} samples is shorter than one frame (400)")
-        x = self._convolve(waves[:, :int(lengths.max())], lengths.tolist())  # (B, T, C)
+        depend neither on the others nor on the padding, whatever is in it."""
+        states, frames = self.encode([wave[:n] for wave, n in zip(waves, lengths.tolist())])
+        padded = [F.pad(one, (0, 0, 0, max(frames) - one.shape[1])) for one in states.split(frames, dim=1)]
+        return torch.stack(padded, dim=1), torch.tensor(frames)
+
+    def encode(self, waves: list[Tensor]) -> tuple[Tensor, list[int]]:
+        """waves [(n,), ...] -> states (L+1, F, D), frames: those of all utterances, one utterance after the other.
+
+        Convolutions and matrix products take all utterances in one row, which has room for no frame of padding;
+        attention, which must not mix them, takes one at a time: nothing needs a mask, and the fused kernels work."""
+        frames = [frame_count(len(wave)) for wave in waves]
+        if min(frames) < 1:
+            raise ValueError(f"an utterance of {min(map(len, waves))} samples is shorter than one frame (400)")
+        x = self._convolve(waves, frames)  # (F, C)
         if x.requires_grad:
             x.register_hook(lambda gradient: self.conv_gradient * gradient)
-        x, attend = self.encoder.feature_projection(x), None  # (B, T, D); no mask: flash attention is possible
-        if frames.min() < frames.max():
-            real = (torch.arange(x.shape[1], device=frames.device) < frames[:, None]).to(x.device)  # (B, T)
-            x = x.masked_fill(~real[:, :, None], 0.0)
-            attend = real[:, None, None, :].expand(-1, 1, x.shape[1], -1)
-        transformer = self.encoder.transformer
-        x = transformer.dropout(transformer.layer_norm(x + transformer.pos_conv_embed(x)))
+        x, transformer = self.encoder.feature_projection(x), self.encoder.transformer  # (F, D)
+        gap = transformer.pos_conv_embed.kernel_size // 2  # zeros between utterances: as far as this convolution sees
+        row = torch.cat([F.pad(one, (0, 0, 0, gap)) for one in x.split(frames)])
+        positions = _beginnings(transformer.pos_conv_embed(row[None])[0], [T + gap for T in frames], frames)
+        x = transformer.dropout(transformer.layer_norm(x + positions))
         states = [x]  # DIFFERS: the released code leaves this one out; SUPERB, and we, use all L+1
         for layer in transformer.layers:
-            x, _ = layer(x, attend)
+            x = layer.layer_norm(x + layer.dropout(_attend(layer.attention, x, frames)))
+            x = layer.final_layer_norm(x + layer.feed_forward(x))
             states.append(x)
         return torch.stack(states), frames
 
-    def _convolve(self, waves: Tensor, lengths: list[int]) -> Tensor:
-        """Seven convolutions, (B, N) -> (B, T, C); the GroupNorm in the first takes statistics over time."""
+    def _convolve(self, waves: list[Tensor], frames: list[int]) -> Tensor:
+        """Seven convolutions, [(n,), ...] -> (F, C). Each utterance begins at a multiple of 320 samples, the product of
+        the strides, so that it has the frames that it has alone; those that hear two utterances are left out."""
         first, *others = self.feature_extractor.conv_layers
-        x = first.conv(waves[:, None])  # (B, C, N / 5)
-        # DIFFERS: torchaudio, fairseq and s3prl include the padding in these statistics, which moves features by up to
-        # 2 standard deviations; we do not: an utterance has the same features alone and in any batch.
-        ends = [(n - first.kernel_size) // first.stride + 1 for n in lengths]
-        x = F.gelu(torch.cat([F.pad(first.layer_norm(one[:, :, :end]), (0, x.shape[2] - end))
-                              for one, end in zip(x.split(1), ends)]))
+        rooms = [-(-len(wave) // 320) for wave in waves]
+        x = first.conv(torch.cat([F.pad(wave, (0, 320 * room - len(wave))) for wave, room in zip(waves, rooms)])[None])
+        # DIFFERS: torchaudio, fairseq and s3prl take the statistics of this GroupNorm over all time, padding included,
+        # which moves features by up to 2 standard deviations; ours are those of the utterance alone.
+        parts = x[None].split([64 * room for room in rooms[:-1]] + [x.shape[1] - 64 * sum(rooms[:-1])], dim=2)
+        normed = [first.layer_norm(part[:, :, :(len(wave) - first.kernel_size) // first.stride + 1])
+                  for part, wave in zip(parts, waves)]
+        x = F.gelu(torch.cat([F.pad(one, (0, 64 * room - one.shape[2])) for one, room in zip(normed, rooms)], 2))
         for block in others:
             x, _ = block(x, None)
-        return x.transpose(1, 2)
+        return _beginnings(x[0].T, rooms, frames)
 
     @property
     def frozen(self) -> bool:
@@ -104,13 +111,25 @@ class Hubert(nn.Module):
         """What `load_encoder` needs to find in a file, on its own or as "encoder" in a run's checkpoint.pt."""
         return {"config": self.sizes, "state_dict": self.state_dict()}
 
+def _beginnings(x: Tensor, rooms: list[int], sizes: list[int]) -> Tensor:
+    """Of utterances that lie in a row in x, one every `rooms` entries, the first `sizes` entries of each."""
+    parts = x.split([*rooms[:-1], len(x) - sum(rooms[:-1])])
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
+
+def _attend(attention: nn.Module, x: Tensor, frames: list[int]) -> Tensor:
+    """torchaudio's self-attention, x (F, D) -> (F, D), in which each frame sees those of its own utterance."""
+    queries, keys, values = (
+        projection(x).view(1, len(x), attention.num_heads, -1).transpose(1, 2).split(frames, dim=2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj))  # (1, heads, T, D / heads) each
+    dropout = attention.dropout if attention.training else 0.0
+    mixed = [F.scaled_dot_product_attention(*one, dropout_p=dropout) for one in zip(queries, keys, values)]
+    return attention.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).reshape(x.shape))
 
 def random_encoder(sizes: dict, seed: int = 0) -> Hubert:
     """An encoder that has learnt nothing, always the same, which leaves the caller's random numbers alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return Hubert(sizes).eval()
-
 
 def load_encoder(source: str) -> Hubert:
     """The encoder that `source` names, on the CPU, in evaluation mode; EncoderError if that is impossible.
@@ -121,27 +140,22 @@ def load_encoder(source: str) -> Hubert:
       checkpoint (hubert_base_ls960.pt); a Hugging Face folder or file (pytorch_model.bin, model.safetensors)"""
     if source in ("random-tiny", "random-hubert_base"):
         return random_encoder(TINY if source == "random-tiny" else BASE)
-    if source == "hubert_base":
-        try:
-            state = torchaudio.pipelines.HUBERT_BASE.get_model(dl_kwargs={"weights_only": True}).state_dict()
-        except OSError as error:  # no network
-            raise EncoderError(f"hubert_base: the download failed ({error}); name a file of weights") from error
-        return _with_weights(BASE, state, source)
-    path = Path(__file__).with_name("tiny_hubert.pt") if source == "tiny" else Path(source)
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        path = path / name if (path / name).is_file() else path
-    if not path.is_file():
-        raise EncoderError(f"{path}: no such file; an encoder is tiny, hubert_base or a file of weights")
-    content = _read(path)
+    content = _read(source)
     content = content.get("encoder", content)
     if "config" in content:
-        return _with_weights(content["config"], content["state_dict"], path)
-    state = {name: tensor for name, tensor in content.get("model", content).items() if not re.match(DROPPED, name)}
-    for pattern, replacement in RENAMED:
-        state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
-    tiny = len(state.get("encoder.transformer.layer_norm.bias", ())) == TINY["encoder_embed_dim"]
-    return _with_weights(TINY if tiny else BASE, state, path)
-
+        sizes, state = content["config"], content["state_dict"]
+    else:
+        state = {name: tensor for name, tensor in content.get("model", content).items() if not re.match(DROPPED, name)}
+        for pattern, replacement in RENAMED:
+            state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
+        tiny = len(state.get("encoder.transformer.layer_norm.bias", ())) == TINY["encoder_embed_dim"]
+        sizes = TINY if tiny else BASE
+    encoder = Hubert(sizes)
+    try:
+        encoder.load_state_dict(state)  # copies, so that half precision becomes float32; knows old weight norm
+    except RuntimeError as error:  # which names missing, unknown and misshapen parameters
+        raise EncoderError(f"{source}: {' '.join(str(error).partition(':')[2].split())[:300]}") from error
+    return encoder.eval()
 
 # Parts of a pretrained or finetuned model that are not the encoder: mask, targets, output layers.
 DROPPED = r"(hubert\.)?(mask|label_embs_concat|layer_weights|final_proj\.|lm_head\.|projector\.|classifier\.)"
@@ -153,19 +167,18 @@ RENAMED = (  # from the names of Hugging Face (first three rules) and fairseq to
     (r"\.self_attn\.", ".attention."), (r"\.self_attn_layer_norm\.", ".layer_norm."),
     (r"\.fc1\.", ".feed_forward.intermediate_dense."), (r"\.fc2\.", ".feed_forward.output_dense."))
 
-
-def _with_weights(sizes: dict, state: dict[str, Tensor], source: str | Path) -> Hubert:
-    """The encoder with exactly these weights; the error names missing, unknown and misshapen ones."""
-    encoder = Hubert(sizes)
-    try:
-        encoder.load_state_dict(state)  # copies, so that half precision becomes float32; knows old weight norm
-    except RuntimeError as error:
-        raise EncoderError(f"{source}: {' '.join(str(error).partition(':')[2].split())[:300]}") from error
-    return encoder.eval()
-
-
-def _read(path: Path) -> dict:
-    """The content of a checkpoint file, without ever running code that may be hidden in it."""
+def _read(source: str) -> dict:
+    """What a source holds, read without ever running code that may be hidden in it."""
+    if source == "hubert_base":
+        try:
+            return torchaudio.pipelines.HUBERT_BASE.get_model(dl_kwargs={"weights_only": True}).state_dict()
+        except OSError as error:  # no network
+            raise EncoderError(f"hubert_base: the download failed ({error}); name a file of weights") from error
+    path = Path(__file__).with_name("tiny_hubert.pt") if source == "tiny" else Path(source)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path = path / name if (path / name).is_file() else path
+    if not path.is_file():
+        raise EncoderError(f"{path}: no such file; an encoder is tiny, hubert_base or a file of weights")
     fairseq = type("Dictionary", (), {}), "fairseq.data.dictionary.Dictionary"  # lies beside fairseq's weights
     try:
         if path.suffix == ".safetensors":
@@ -177,7 +190,6 @@ def _read(path: Path) -> dict:
         reason = f"it asks for {found[1]}, and weights must not run code" if found else "it is damaged"
         raise EncoderError(f"{path}: not loaded, because {reason}") from error
 
-
 def _read_safetensors(raw: bytes) -> dict[str, Tensor]:
     """Hugging Face's format: 8 bytes with the size of the header, the header in JSON, then all numbers."""
     start = 8 + int.from_bytes(raw[:8], "little")
@@ -185,7 +197,6 @@ def _read_safetensors(raw: bytes) -> dict[str, Tensor]:
     header = {name: entry for name, entry in json.loads(raw[8:start]).items() if name != "__metadata__"}
     return {name: torch.frombuffer(numbers[slice(*entry["data_offsets"])], dtype=types[entry["dtype"]])
             .reshape(entry["shape"]) for name, entry in header.items()}
-
 
 class LayerSum(nn.Module):
     """The weighted sum of hidden states that the heads read: softmax weights, equal at first (SUPERB)."""
@@ -197,7 +208,6 @@ class LayerSum(nn.Module):
         """states (L+1, B, T, D) -> features (B, T, D), in float32 under autocast, too."""
         with torch.autocast(states.device.type, enabled=False):
             return torch.tensordot(self.weights.softmax(0), states.to(self.weights.dtype), dims=1)
-
 
 def spec_augment(features: Tensor, frames: Tensor, time_warp: bool = True, time_width: int = 40,
                  time_masks: int = 2, dim_masks: int = 4, dim_width: int = 50) -> Tensor:
@@ -212,7 +222,6 @@ def spec_augment(features: Tensor, frames: Tensor, time_warp: bool = True, time_
     times = _spans(B, T, time_masks, time_width).to(features.device)
     return features.masked_fill(dims[:, None, :] | times[:, :, None], 0.0)
 
-
 def _warp(features: Tensor, frames: int, most: int = 5) -> Tensor:
     """One utterance (T, D), with a random frame moved by up to `most` frames and both sides stretched to fit."""
     if frames <= 2 * most:
@@ -223,29 +232,12 @@ def _warp(features: Tensor, frames: int, most: int = 5) -> Tensor:
     warped = [F.interpolate(x[None, None], (n, x.shape[1]), mode="bicubic")[0, 0] for x, n in sides]
     return torch.cat([*warped, features[frames:]])
 
-
 def _spans(utterances: int, size: int, spans: int, width: int) -> Tensor:
     """The union of random spans, shorter than `width`, for each utterance: (B, size), True inside."""
     widths = torch.randint(0, width, (utterances, spans, 1))
     starts = torch.randint(0, max(1, size - int(widths.max())), (utterances, spans, 1))
     since = torch.arange(size) - starts  # (B, spans, size)
     return ((since >= 0) & (since < widths)).any(1)
-
-
-def length_groups(lengths: list[int]) -> list[list[int]]:
-    """Indices of utterances in groups of similar length: as few as possible with at most a tenth of padding, and of
-    all cuts of the sorted lengths into so many groups the one with least padding, so that equals stay together."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    best = [(0, [])] + [(float("inf"), [])] * len(order)  # of the 0, 1, 2, ... shortest: padded samples, groups
-    while sum(lengths) < 0.9 * best[-1][0]:
-        more = [(float("inf"), [])]  # the same with one group more
-        for end in range(1, len(order) + 1):
-            costs = [best[start][0] + (end - start) * lengths[order[end - 1]] for start in range(end)]
-            start = min(range(end), key=costs.__getitem__)
-            more.append((costs[start], best[start][1] + [order[start:end]]))
-        best = more
-    return best[-1][1]
-
 
 class MultiTask(nn.Module):
     """One encoder and one weighted sum under the heads of all tasks (one head: scenarios (a) and (c)). With `augment`
@@ -263,8 +255,9 @@ class MultiTask(nn.Module):
             if self.training and self.augment:
                 # DIFFERS: the released code warps the features of diarization but not its labels; we warp neither.
                 features = spec_augment(features, frames, not self.heads[task].frame_aligned, self.time_width)
-            losses[task] = self.heads[task].loss(features, frames.to(features.device), batches[task].targets)
-        if self.training and dist.is_available() and dist.is_initialized():
+            with torch.autocast(features.device.type, enabled=False):  # heads are small, and a CPU's bf16 LSTM slow
+                losses[task] = self.heads[task].loss(features, frames.to(features.device), batches[task].targets)
+        if self.training and dist.is_initialized():
             # DIFFERS: the released code gives processes equal weight; we weight by the terms in each one's mean,
             # so that the mean over processes, which DDP takes, is the loss of the whole batch.
             terms = [float(self.heads[task].terms(batches[task].targets)) for task in losses]
@@ -281,20 +274,18 @@ class MultiTask(nn.Module):
         return self.heads[task].predict(features, frames.to(features.device))
 
     def _encode(self, batches: dict) -> dict[str, tuple[Tensor, Tensor]]:
-        """{task: batch} -> {task: (features, frames)}; all utterances go together, in groups of similar length."""
+        """{task: batch} -> {task: (features (B, T, D), frames (B,))}; the encoder hears all utterances at once."""
         pad, device = nn.utils.rnn.pad_sequence, self.layer_sum.weights.device
-        waves = [wave[:n] for batch in batches.values() if not isinstance(batch, FrozenBatch)
+        waves = [wave[:n].to(device) for batch in batches.values() if not isinstance(batch, FrozenBatch)
                  for wave, n in zip(batch.waves, batch.lengths.tolist())]
-        encoded, result = {}, {}
-        for group in length_groups([len(wave) for wave in waves]):
-            lengths = torch.tensor([len(waves[i]) for i in group])
-            states, frames = self.encoder(pad([waves[i] for i in group], batch_first=True).to(device), lengths)
-            encoded |= {i: one[:n] for i, one, n in zip(group, self.layer_sum(states), frames.tolist())}  # (T, D) each
-        in_order = (encoded[i] for i in range(len(waves)))
+        if waves:
+            states, frames = self.encoder.encode(waves)
+            features = iter(self.layer_sum(states).split(frames))  # (T, D) each
+        result = {}
         for task, batch in batches.items():
             if isinstance(batch, FrozenBatch):
                 result[task] = self.layer_sum(batch.states.to(device)), batch.frames
             else:
-                own = [next(in_order) for _ in batch.targets]
+                own = [next(features) for _ in batch.targets]
                 result[task] = pad(own, batch_first=True), torch.tensor([len(one) for one in own])
         return result

@@ -34,9 +34,10 @@ def test_json_has_a_row_for_each_measurement_with_values_that_can_be_true(small,
     run(monkeypatch, "--json")
     rows = {row["what"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     assert set(rows) >= {"matrix product, fp32", "reading .flac, one core", "encoder, fp32", "encoder, bf16",
-                         "frozen IC head, first epoch", "frozen IC head, later epoch", "MTL step, fp32"}
+                         "frozen IC head, first epoch", "frozen IC head, later epoch", "MTL step, fp32",
+                         "MTL step, bf16", "MTL step by task, fp32"}
     assert all(row["ms"] > 0 and row["GB"] > 0 for row in rows.values())
-    assert all(0 <= row["% padding"] <= 10 for row in rows.values() if row["% padding"] is not None)
+    assert all(row["% padding"] == 0 for name, row in rows.items() if name.startswith(("encoder", "MTL")))
     assert rows["matrix product, fp32"]["x real time"] is None
     audio = sum(seconds * (1 if task == "SD" else 2) for task, (seconds, *_) in bench.MIX.items())
     step = rows["MTL step, fp32"]
@@ -47,7 +48,7 @@ def test_the_table_is_aligned(small, monkeypatch, capsys):
     run(monkeypatch)
     heading, *lines = capsys.readouterr().out.splitlines()
     end = heading.index("ms") + 2
-    assert len(lines) == 13 and all(line[end - 1].isdigit() and line[end] == " " for line in lines)
+    assert len(lines) == 12 and all(line[end - 1].isdigit() and line[end] == " " for line in lines)
 
 
 @pytest.mark.parametrize("sizes", [TINY, BASE], ids=["tiny", "base"])
@@ -56,5 +57,8 @@ def test_the_operations_of_the_encoder_are_those_that_pytorch_counts(sizes):
         encoder, waves = Hubert(sizes).eval(), torch.empty(1, 20_000)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         encoder(waves, torch.tensor([20_000]))
-    # its count is exact but for the even kernel of the positional convolution, whose last frame is dropped
-    assert bench.encoder_operations(sizes, 20_000) == pytest.approx(counter.get_total_flops(), rel=0.003)
+    position = 2 * sizes["encoder_embed_dim"]**2 // sizes["encoder_pos_conv_groups"] * sizes["encoder_pos_conv_kernel"]
+    unneeded = sizes["encoder_pos_conv_kernel"] // 2 + 1  # frames of the positional convolution: in the gap behind
+    # 20,000 samples have room for 20,160, which is work, too, but no use
+    needed = counter.get_total_flops() - position * unneeded
+    assert bench.encoder_operations(sizes, 20_000) == pytest.approx(needed, rel=0.01)

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 import model
-from model import (BASE, TINY, EncoderError, FrozenBatch, Hubert, LayerSum, MultiTask, frame_count, length_groups,
-                   load_encoder, random_encoder, spec_augment)
+from model import (BASE, TINY, EncoderError, FrozenBatch, Hubert, LayerSum, MultiTask, frame_count, load_encoder,
+                   random_encoder, spec_augment)
 
 
 def speech(*samples, seed=0):
@@ -106,15 +106,37 @@ def test_an_utterance_shorter_than_one_frame_is_refused_with_its_length():
         random_encoder(TINY)(torch.zeros(2, 16_000), torch.tensor([16_000, 399]))
 
 
-def test_attention_gets_a_mask_only_where_there_is_padding(monkeypatch):
-    masks, attention = [], F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention",
-                        lambda *args, **named: masks.append(named["attn_mask"]) or attention(*args, **named))
-    hubert = random_encoder(TINY)
-    hubert(torch.zeros(2, 8_000), torch.tensor([8_000, 7_990]))  # not as long, but with as many frames
-    assert masks == [None] * 4
-    hubert(torch.zeros(2, 8_000), torch.tensor([8_000, 7_000]))
-    assert all(mask is not None for mask in masks[4:])
+def test_attention_never_sees_a_mask_or_a_padded_frame(monkeypatch):
+    sizes, attention = [], F.scaled_dot_product_attention
+
+    def spy(query, key, value, **named):
+        assert named == {"dropout_p": 0.0}  # in evaluation mode
+        sizes.append(query.shape[2])
+        return attention(query, key, value, **named)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    random_encoder(TINY)(torch.zeros(2, 9_000), torch.tensor([8_000, 7_000]))
+    assert sizes == [24, 21] * 4
+
+
+def test_utterances_in_a_row_have_the_states_that_they_have_in_a_padded_batch():
+    hubert, waves = random_encoder(TINY), speech(4_000, 9_000, 400)
+    states, frames = hubert.encode(waves)
+    assert frames == [12, 27, 1] and states.shape == (5, 40, 128)
+    padded, counts = hubert(pad_sequence(waves, batch_first=True), torch.tensor([4_000, 9_000, 400]))
+    assert counts.tolist() == frames and not padded[:, 0, 12:].any()
+    assert torch.equal(torch.cat([padded[:, b, :n] for b, n in enumerate(frames)], 1), states)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"encoder_attention_dropout": 0.3}])
+def test_dropout_is_torchaudios(sizes):
+    still = {"encoder_projection_dropout": 0.0, "encoder_dropout": 0.0}  # or else in another order
+    hubert, (wave,) = random_encoder(TINY | (still if sizes else {}) | sizes), speech(6_000)
+    hubert.train()
+    torch.manual_seed(0)
+    ours = alone(hubert, wave)
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours, torchaudio_states(hubert, wave), rtol=0, atol=1e-5)
 
 
 def test_the_convolutions_learn_at_a_tenth_of_the_rate_and_nothing_else_does():
@@ -457,53 +479,6 @@ def test_narrow_features_lose_the_same_share_of_dimensions_and_the_input_is_not_
     assert float(sum(shares)) / 300 == pytest.approx(0.12, abs=0.03) and features.min() == 1
 
 
-# Length groups
-
-def padding(groups, lengths):
-    """The share of padded samples."""
-    return 1 - sum(lengths) / sum(len(group) * max(lengths[i] for i in group) for group in groups)
-
-
-def paper_step(rng):
-    """Samples of one step: two utterances of each task (of diarization one), around the datasets' means."""
-    means = [1, 1, 2.3, 2.3, 3, 3, 4.5, 4.5, 8, 8, 8, 8, 12, 12, 12, 12, 20]
-    return [int(16_000 * (m if m == 1 else m * rng.lognormvariate(0, 0.4))) for m in means]
-
-
-def test_groups_hold_every_utterance_once_and_a_tenth_of_padding_at_most():
-    rng = random.Random(0)
-    steps = [paper_step(rng) for _ in range(30)] + [[rng.randint(400, 32_000) for _ in range(64)], [5], [7] * 20, []]
-    for lengths in steps:
-        groups = length_groups(lengths)
-        assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-        assert not lengths or padding(groups, lengths) <= 0.1
-
-
-def test_the_papers_step_is_a_handful_of_batches():
-    assert sum(len(length_groups(paper_step(random.Random(seed)))) for seed in range(20)) / 20 < 7  # not nine
-
-
-def test_equal_lengths_stay_together():
-    lengths = [5, 9, 5, 5, 20, 9, 21, 5] * 3
-    groups = length_groups(lengths)
-    for n in set(lengths):
-        assert sum(any(lengths[i] == n for i in group) for group in groups) == 1
-
-
-def test_no_cut_into_fewer_groups_will_do_and_none_into_as_many_pads_less():
-    rng = random.Random(1)
-    for _ in range(40):
-        lengths = sorted(rng.randint(10, 40) for _ in range(7))
-        found = length_groups(lengths)
-        for count in range(1, len(found) + 1):
-            for cuts in itertools.combinations(range(1, 7), count - 1):
-                other = [list(range(a, b)) for a, b in zip((0, *cuts), (*cuts, 7))]
-                if count < len(found):
-                    assert padding(other, lengths) > 0.1
-                else:
-                    assert padding(other, lengths) >= padding(found, lengths) - 1e-12
-
-
 # MultiTask
 
 class StubHead(nn.Module):
@@ -574,6 +549,22 @@ def test_losses_and_gradients_are_those_of_separate_forwards(dtype, precision):
     torch.testing.assert_close(torch.stack([*losses.values()]), torch.stack(expected), rtol=precision, atol=precision)
     together, apart = gradient(multitask, losses.values()), gradient(multitask, expected)
     assert (together - apart).norm() < precision * apart.norm()
+
+
+def test_under_autocast_the_encoder_is_bfloat16_and_heads_and_losses_are_float32():
+    multitask, batches, seen = three_tasks(), step(), []
+    linear = multitask.encoder.encoder.transformer.layers[0].attention.q_proj
+    linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for head in multitask.heads.values():
+        head.linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    expected = multitask(batches)
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = multitask(batches)
+    assert seen == [torch.bfloat16, *[torch.float32] * 3]
+    for task, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[task], rtol=0.05, atol=0.02)
 
 
 def test_a_step_moves_every_parameter():
@@ -653,7 +644,7 @@ def test_processes_with_unequal_shares_average_to_the_loss_of_the_whole_batch(mo
     averaged = {"a": 0, "c": 0}
     for (rows, _), (_, others) in zip(shares, reversed(shares)):  # two processes, one after the other
         monkeypatch.setattr(model, "dist", SimpleNamespace(
-            is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: 2,
+            is_initialized=lambda: True, get_world_size=lambda: 2,
             all_reduce=lambda total, others=others: total.add_(torch.tensor([float(n) for n in others.values()]))))
         losses = multitask({task: SimpleNamespace(waves=whole[task].waves[rows], lengths=whole[task].lengths[rows],
                                                   targets=whole[task].targets[rows]) for task in others})
