@@ -17,9 +17,9 @@ from resource import RUSAGE_SELF, getrusage
 import soundfile
 import torch
 
-from batches import Batch, Steps, Stream, collate, sorted_batches
+from batches import Batch, Steps, Stream, collate, in_chunks
 from data import SAMPLE_RATE, Corpus, Utterance, load_audio
-from features import freeze
+from features import CHUNK_SECONDS, freeze
 from model import BASE, TINY, MultiTask, frame_count, random_encoder
 from tasks import TASKS
 
@@ -84,7 +84,8 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     for u in utterances:
         soundfile.write(u.path, torch.randn(u.samples).numpy() / 10, SAMPLE_RATE)
     yield row("reading .flac, one core", fastest(lambda: [load_audio(u, corpus) for u in utterances]), lengths)
-    batches = [collate(corpus, [(i, None) for i in batch]) for batch in sorted_batches(corpus, seconds=10)]
+    chunks = in_chunks(corpus, [(i, None) for i in range(len(lengths))], CHUNK_SECONDS)
+    batches = [collate(corpus, chunk) for chunk in chunks]
     work = sum(encoder_operations(encoder.sizes, n) for n in lengths)
     for precision in peaks:
         with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):

@@ -9,11 +9,13 @@ import resource
 import time
 
 import torch
+from tqdm import tqdm
 
 from batches import Steps, Stream
 from data import SAMPLE_RATE
 from evaluate import build, print_table, read
 from features import cache_gigabytes
+from model import FrozenBatch
 from scenarios import Run, Setting, configure
 
 def seconds_of(action, device: torch.device) -> float:
@@ -30,19 +32,20 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
     runs = [run for stage in stages for run in stage if not (run.folder(args) / "result.json").exists()]
     names, device, corpora = dict.fromkeys(name for run in runs for name in run.tasks), torch.device(args.device), {}
     for name in names:
-        corpora[name] = {split: read(name, split, configure(runs[0], args, setting)) for split in ("train", "dev", "test")}
+        config = configure(runs[0], args, setting)
+        corpora[name] = {split: read(name, split, config) for split in ("train", "dev", "test")}
     table = [["what", "utterances", "hours", "outputs", "batch", "ms/step", "encode h", "cache GB"]]
     hours = disk_gb = 0.0
     alike = {}  # runs that cost the same: one task on a frozen encoder, or several at once
     for run in runs:
         alike.setdefault(run.tasks[0] if run.scenario in ("ssl", "transfer") else "all at once", []).append(run)
-    for what, group in alike.items():
+    for what, group in tqdm(alike.items(), "two steps of each", unit="task"):
         tasks = group[0].tasks
         config = configure(group[0], args, setting) | {"encoder": setting.encoder}
         model = build(config, {name: corpora[name]["train"].classes for name in tasks}, args.runs).to(device)
         batches = Steps({name: Stream(corpora[name]["train"], config["batch"][name]) for name in tasks})[0]
         heard = [corpus for name in tasks for corpus in corpora[name].values()]
-        samples = sum(sum(corpus.lengths) for corpus in heard)
+        hours_heard = sum(sum(corpus.lengths) for corpus in heard) / SAMPLE_RATE / 3600
 
         def step() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
@@ -51,26 +54,30 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
 
         @torch.no_grad()
         def encode() -> None:
-            for batch in batches.values():
-                model.encoder(batch.waves.to(device), batch.lengths)
+            """Replaces the batch by what the frozen encoder says about it, as in features.py."""
+            states, frames = model.encoder(batch.waves.to(device), batch.lengths)
+            if model.heads[what].pools:
+                states, frames = states.mean(2, keepdim=True), torch.ones_like(frames)
+            batches[what] = FrozenBatch(states, frames, batch.targets, batch.ids)
 
-        per_step, encode_hours, cache_gb = seconds_of(step, device), 0.0, 0.0
-        if what != "all at once":
-            in_step, pooled = sum(int(batch.lengths.sum()) for batch in batches.values()), model.heads[what].pools
-            encoding = seconds_of(encode, device)
-            encode_hours = encoding * samples / in_step / 3600
-            cache_gb = sum(cache_gigabytes(model.encoder, corpus, False, pooled) for corpus in heard)
+        encode_hours = cache_gb = 0.0
+        if what in corpora:
+            batch = batches[what]
+            cache_gb = sum(cache_gigabytes(model.encoder, corpus, False, model.heads[what].pools) for corpus in heard)
             if cache_gb <= setting.cache_gb:
-                per_step, disk_gb = max(per_step - encoding, 1e-3), disk_gb + cache_gb
+                encode_hours = seconds_of(encode, device) / int(batch.lengths.sum()) * hours_heard * SAMPLE_RATE
+                disk_gb += cache_gb
         else:
             disk_gb += len(group) * 3 * 4 * sum(p.numel() for p in model.parameters()) / 1e9  # with Adam's moments
-        outputs = corpora[what]["train"].classes if what in corpora else ""
-        table.append([what, f"{sum(len(corpus.utterances) for corpus in heard):,}",
-                      f"{samples / SAMPLE_RATE / 3600:.1f}", str(outputs), str(sum(config["batch"].values())),
-                      f"{1000 * per_step:.0f}", f"{encode_hours:.2f}", f"{cache_gb:.1f}"])
+        per_step = seconds_of(step, device)
+        table.append([what, f"{sum(len(corpus.utterances) for corpus in heard):,}", f"{hours_heard:.1f}",
+                      str(corpora[what]["train"].classes) if what in corpora else "",
+                      str(sum(config["batch"].values())), f"{1000 * per_step:.1f}", f"{encode_hours:.2f}",
+                      f"{cache_gb:.1f}"])
         hours += sum(encode_hours + configure(run, args, setting)["steps"] * per_step / 3600 for run in group)
     print_table(table)
     memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU" if device.type == "cuda" else ""
-    print(f"\n{len(runs)} runs to make: about {hours:,.1f} hours on this machine with one process ({device}, "
-          f"{args.precision}), {disk_gb:.1f} GB of disk, {memory_gb:.1f} GB of memory{gpu}. Nothing was written.")
+    time_needed = f"{hours:,.1f} hours" if hours > 2 else f"{60 * hours:.1f} minutes"
+    print(f"\n{len(runs)} runs to make: about {time_needed} on this machine with one process ({device}, "
+          f"{args.precision}), {disk_gb:.1f} GB of disk, {memory_gb:.1f} GB of memory{gpu}. No run was begun.")

@@ -42,7 +42,7 @@ def load_checkpoint(folder: Path) -> dict:
         saved = torch.load(path, weights_only=True, map_location="cpu")
         return {key: saved[key] for key in ("model", "step", "best", "seconds")} | saved
     except Exception as error:  # a damaged file can fail in any way
-        raise RunError(f"no checkpoint of ours, or a damaged one, in {path}; delete {folder} and train again") from error
+        raise RunError(f"no checkpoint of ours, or a damaged one, in {path}; delete its run and train again") from error
 
 def build(config: dict, classes: dict, runs: Path) -> MultiTask:
     """The model of a run: its encoder, frozen or to be trained, and a new head of `classes[task]` outputs for each of

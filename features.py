@@ -40,7 +40,7 @@ def save(path: Path, write, by: str = "") -> None:
         temporary.unlink(missing_ok=True)
 
 class FrozenFeatures:
-    """The hidden states of a corpus in a memory-mapped file, made by `freeze`. OSError or ValueError if it is not whole.
+    """The hidden states of a corpus in a memory-mapped file, made by `freeze`. OSError or ValueError if it is damaged.
 
     A head that is affine up to a mean over time (`head.pools`) needs no more than the mean of each state, (S, D) per
     utterance: an exact cache (`pooled`; T is 1). The other heads get all frames.
@@ -93,8 +93,8 @@ def freeze(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder
     """Run a frozen encoder once over a corpus and keep its states in `folder`; None if that takes more than `room_gb`.
 
     The file is named by a digest of all that decides its content: the encoder's weights, the audio files (path, size,
-    time) and how they are loaded, the code of model.py, rules.py and data.py. PR and ASR, which hear the same audio, share a
-    file.
+    time) and how they are loaded, the code of model.py, rules.py and data.py. PR and ASR hear the same audio: they
+    share a file.
     """
     gigabytes = cache_gigabytes(encoder, corpus, training, pooled)
     if gigabytes > room_gb:
@@ -136,9 +136,10 @@ def _encode(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, path:
 
     def write(file) -> None:
         for chunk, batch in zip(chunks, progress):
-            states, sizes = encoder(batch.waves.to(device), batch.lengths)  # (S, B, T, D), (B,)
-            for b, ((i, seed), T) in enumerate(zip(chunk, sizes.tolist())):
-                own = states[:, b, :T].mean(1, keepdim=True) if pooled else states[:, b, :T]  # (S, 1 or T, D)
+            waves = [wave[:n].to(device) for wave, n in zip(batch.waves, batch.lengths.tolist())]
+            states, sizes = encoder.encode(waves)  # (S, all frames, D)
+            for (i, seed), own in zip(chunk, states.split(sizes, dim=1)):
+                own = own.mean(1, keepdim=True) if pooled else own  # (S, 1 or T, D)
                 frames[first[i] + (seed or 0)], starts[first[i] + (seed or 0)] = own.shape[1], file.tell() // 4
                 file.write(own.cpu().contiguous().numpy().tobytes())
 

@@ -62,41 +62,28 @@ class Hubert(nn.Module):
     def encode(self, waves: list[Tensor]) -> tuple[Tensor, list[int]]:
         """waves [(n,), ...] -> states (L+1, F, D), frames: those of all utterances, one utterance after the other.
 
-        Convolutions and matrix products take all utterances in one row, which has room for no frame of padding;
-        attention, which must not mix them, takes one at a time: nothing needs a mask, and the fused kernels work."""
+        Most work is done frame by frame, so all utterances share large matrix products. Convolutions of waves and
+        attention take one utterance at a time: no padding is computed, nothing needs a mask. On a GPU that is more
+        launches than padded batches would need, but MTL's batches are small: two utterances of each task."""
         frames = [frame_count(len(wave)) for wave in waves]
         if min(frames) < 1:
             raise ValueError(f"an utterance of {min(map(len, waves))} samples is shorter than one frame (400)")
-        x = self._convolve(waves, frames)  # (F, C)
+        # DIFFERS: torchaudio, fairseq and s3prl convolve padded batches, and the GroupNorm in the first convolution
+        # takes its statistics over time, padding included, which moves features by up to 2 standard deviations.
+        x = torch.cat([self.feature_extractor(wave[None], None)[0][0] for wave in waves])  # (F, C)
         if x.requires_grad:
             x.register_hook(lambda gradient: self.conv_gradient * gradient)
         x, transformer = self.encoder.feature_projection(x), self.encoder.transformer  # (F, D)
         gap = transformer.pos_conv_embed.kernel_size // 2  # zeros between utterances: as far as this convolution sees
         row = torch.cat([F.pad(one, (0, 0, 0, gap)) for one in x.split(frames)])
-        positions = _beginnings(transformer.pos_conv_embed(row[None])[0], [T + gap for T in frames], frames)
-        x = transformer.dropout(transformer.layer_norm(x + positions))
+        spread = transformer.pos_conv_embed(row[None])[0].split([T + gap for T in frames])
+        x = transformer.dropout(transformer.layer_norm(x + torch.cat([one[:T] for one, T in zip(spread, frames)])))
         states = [x]  # DIFFERS: the released code leaves this one out; SUPERB, and we, use all L+1
         for layer in transformer.layers:
             x = layer.layer_norm(x + layer.dropout(_attend(layer.attention, x, frames)))
             x = layer.final_layer_norm(x + layer.feed_forward(x))
             states.append(x)
         return torch.stack(states), frames
-
-    def _convolve(self, waves: list[Tensor], frames: list[int]) -> Tensor:
-        """Seven convolutions, [(n,), ...] -> (F, C). Each utterance begins at a multiple of 320 samples, the product of
-        the strides, so that it has the frames that it has alone; those that hear two utterances are left out."""
-        first, *others = self.feature_extractor.conv_layers
-        rooms = [-(-len(wave) // 320) for wave in waves]
-        x = first.conv(torch.cat([F.pad(wave, (0, 320 * room - len(wave))) for wave, room in zip(waves, rooms)])[None])
-        # DIFFERS: torchaudio, fairseq and s3prl take the statistics of this GroupNorm over all time, padding included,
-        # which moves features by up to 2 standard deviations; ours are those of the utterance alone.
-        parts = x[None].split([64 * room for room in rooms[:-1]] + [x.shape[1] - 64 * sum(rooms[:-1])], dim=2)
-        normed = [first.layer_norm(part[:, :, :(len(wave) - first.kernel_size) // first.stride + 1])
-                  for part, wave in zip(parts, waves)]
-        x = F.gelu(torch.cat([F.pad(one, (0, 64 * room - one.shape[2])) for one, room in zip(normed, rooms)], 2))
-        for block in others:
-            x, _ = block(x, None)
-        return _beginnings(x[0].T, rooms, frames)
 
     @property
     def frozen(self) -> bool:
@@ -110,11 +97,6 @@ class Hubert(nn.Module):
     def checkpoint(self) -> dict:
         """What `load_encoder` needs to find in a file, on its own or as "encoder" in a run's checkpoint.pt."""
         return {"config": self.sizes, "state_dict": self.state_dict()}
-
-def _beginnings(x: Tensor, rooms: list[int], sizes: list[int]) -> Tensor:
-    """Of utterances that lie in a row in x, one every `rooms` entries, the first `sizes` entries of each."""
-    parts = x.split([*rooms[:-1], len(x) - sum(rooms[:-1])])
-    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
 def _attend(attention: nn.Module, x: Tensor, frames: list[int]) -> Tensor:
     """torchaudio's self-attention, x (F, D) -> (F, D), in which each frame sees those of its own utterance."""

@@ -213,9 +213,9 @@ def setting_of(args: argparse.Namespace) -> Setting:
     counts = ("mtl_steps", "mtl_batch", "transfer_steps", "transfer_batch", "evaluate_every", "save_every", "log_every")
     for name in counts:
         if getattr(setting, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} {getattr(setting, name)} is no number of updates or utterances; "
-                           "take 1 or more")
-    if args.scenario not in ("ssl", "control") and setting.mtl_lr >= 1e-3 and "tiny" not in setting.encoder and not args.yes_i_mean_it:
+            raise RunError(f"--{name.replace('_', '-')} {getattr(setting, name)} is too few; take 1 or more")
+    finetunes = args.scenario not in ("ssl", "control") and "tiny" not in setting.encoder
+    if finetunes and setting.mtl_lr >= 1e-3 and not args.yes_i_mean_it:
         raise RunError(f"--mtl-lr {setting.mtl_lr:g} would wipe out a pretrained encoder (the paper uses 1e-5); "
                        "take a lower one, or add --yes-i-mean-it")
     return setting

@@ -22,7 +22,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import graphs
 import toy
 from batches import Steps, Stream, load_ahead
 from data import Corpus, DataError
@@ -74,7 +74,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def interruptible():
-    """Gives a list that Ctrl-C and SIGTERM (which Slurm sends before it kills) go into, so that the loop saves first."""
+    """A list that Ctrl-C and SIGTERM (which Slurm sends before it kills) go into, so that the loop can save first."""
     received = []
     before = {number: signal.signal(number, lambda number, frame: received.append(number))
               for number in (signal.SIGINT, signal.SIGTERM)}
@@ -338,13 +338,13 @@ def one_sentence(debug: bool):
         print(f"{str(stop) or 'stopped'}; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except (DataError, EncoderError, RunError, OSError, RuntimeError) as error:
-        known = {"DataLoader worker": "a process that reads audio was killed, perhaps for want of memory; the same "
-                                      "command goes on from the last checkpoint, and fewer --workers need less",
-                 "out of memory": "the memory is full; take a smaller batch (--head-batch, --mtl-batch, --transfer-batch)",
-                 "Connection": "another process of this run has died; the same command goes on from the last checkpoint"}
+        causes = {"DataLoader worker": "a process that reads audio was killed; fewer --workers need less memory",
+                  "out of memory": "the memory is full; take a smaller --head-batch, --mtl-batch or --transfer-batch",
+                  "Connection": "another process of this run has died; see its message"}
         text = str(error)
         if isinstance(error, RuntimeError):
-            text = next((sentence for sign, sentence in known.items() if sign in text), None)
+            cause = next((causes[sign] for sign in causes if sign in text), None)
+            text = cause and f"{cause} (the same command goes on from the last checkpoint)"
         if debug or text is None:
             raise
         print(f"error: {text}", file=sys.stderr)
@@ -381,8 +381,7 @@ def make_requested(args) -> None:
         print()
         print_results(args.runs, args.task if args.scenario in ("ssl", "transfer") and args.task else list(TASKS))
     if args.scenario == "all" and rank() == 0:
-        graphs = [sys.executable, Path(__file__).with_name("graphs.py"), "--runs", args.runs, "--out", args.out]
-        subprocess.run([*graphs, "--seed", *map(str, seeds)], check=True)
+        graphs.main(["--runs", str(args.runs), "--out", str(args.out), "--seed", *map(str, seeds)])
 
 if __name__ == "__main__":
     main()

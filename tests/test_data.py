@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import data
-from batches import Steps, Stream, collate, sorted_batches
+from batches import Steps, Stream, collate, in_chunks
 from data import Corpus, DataError, Utterance, load_audio
 from rules import (ASR_SYMBOLS, EMOTIONS, FRAME, GAIN, KEYWORDS, PR_SYMBOLS, SF_SYMBOLS, SPEAKERS, VOICES,
                    decode_intent, decode_phones, decode_slots, decode_turns, decode_words, diarization_labels, encode,
@@ -784,12 +784,13 @@ def test_batches_hold_similar_lengths_in_random_order():
     order = [max(batch) for batch in batches[:100]]
     assert abs(np.corrcoef(order, np.arange(100))[0, 1]) < 0.3
 
-def test_sorted_batches_hold_each_utterance_once_and_little_audio():
+def test_chunks_hold_each_visit_once_and_little_audio():
     lengths = np.random.default_rng(0).integers(8_000, 30 * 16_000, 100).tolist() + [100 * 16_000]
     corpus = numbers(101, lengths)
-    batches = sorted_batches(corpus, seconds=60)
-    assert sorted(sum(batches, [])) == list(range(101)) and batches[-1] == [100]
-    assert all(len(batch) * max(lengths[i] for i in batch) <= 60 * 16_000 for batch in batches[:-1])
+    visits = [(i, None) for i in range(101)]
+    chunks = in_chunks(corpus, visits, seconds=60)
+    assert sorted(sum(chunks, [])) == visits and chunks[-1] == [(100, None)]
+    assert all(len(chunk) * max(lengths[i] for i, _ in chunk) <= 60 * 16_000 for chunk in chunks[:-1])
 
 def test_batches_from_workers_are_those_of_this_process(copy):
     streams = {task: Stream(READERS[task](copy, "train"), 2, seed=4) for task in ("KS", "SID", "SD", "IC", "PR")}

@@ -32,7 +32,7 @@ def runs(tmp_path):
 
 def test_seeds_are_averaged_and_missing_cells_are_shown(runs):
     rows = table_rows(table_cells(evaluate.read_results(runs)), ["PR", "KS"])
-    assert rows == [["scenario", "PR per↓", "KS acc↑"], ["(a) SSL", "—", "92.00"], ["(b-1) MTL all", "10.00", "95.00"],
+    assert rows == [["scenario", "PR per↓", "KS acc↑"], ["(a) SSL", "—", "92.00 "], ["(b-1) MTL all", "10.00 ", "95.00 "],
                     ["(b-2) all but PR", "X", "96.00+"], ["(b-2) all but KS", "11.00-", "X"]]
 
 

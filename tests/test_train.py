@@ -172,10 +172,9 @@ def _same(a: Path, b: Path) -> bool:
     return weights and ours.keys() == theirs.keys() and logs[0] == logs[1] and scores[0] == scores[1]
 
 
-def test_a_killed_run_resumes_to_the_same_bits(root, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bits(run_train, root, tmp_path):
     flags = ("--scenario", "mtl", "--tasks", "KS,PR,SD", "--heads", "fresh", "--mtl-steps", "30")
-    process = _shell(tmp_path / "whole", root, *flags)
-    assert process.wait(timeout=60) == 0, process.stdout.read()
+    run_train(tmp_path / "whole", *flags)
     luck, checkpoint = random.Random(0), tmp_path / "broken" / "mtl-KS+PR+SD" / "checkpoint.pt"
     for how in (signal.SIGKILL, signal.SIGINT):  # without a chance to tidy up; then by Ctrl-C, which saves
         process = _shell(tmp_path / "broken", root, *flags)
@@ -186,8 +185,7 @@ def test_a_killed_run_resumes_to_the_same_bits(root, tmp_path):
         process.send_signal(how)
         said = process.communicate()[0]
     assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
-    process = _shell(tmp_path / "broken", root, *flags)
-    assert process.wait(timeout=60) == 0, process.stdout.read()
+    run_train(tmp_path / "broken", *flags)
     assert _same(tmp_path / "whole" / "mtl-KS+PR+SD", tmp_path / "broken" / "mtl-KS+PR+SD")
 
 
