@@ -271,7 +271,8 @@ def read_asv(root, split: str, skip_broken=False) -> Corpus:
     ids = {u.id for u in corpus.utterances}
     kept = tuple(trial for trial in trials if ids.issuperset(trial[1:]))
     lost = tuple(f"{a} and {b} are a trial that cannot be held" for _, a, b in trials if not ids.issuperset((a, b)))
-    _check(kept or split == "train", f"ASV: no usable {split} trials in {root}/VoxCeleb1; {VOXCELEB}")
+    both = {label for label, *_ in kept} == {0, 1}
+    _check(both or split == "train", f"ASV: no usable {split} trials of both labels in {root}/VoxCeleb1; {VOXCELEB}")
     return replace(corpus, trials=kept, skipped=corpus.skipped + lost)
 
 def read_sd(root, split: str, skip_broken=False) -> Corpus:
@@ -291,6 +292,9 @@ def read_sd(root, split: str, skip_broken=False) -> Corpus:
     corpus, chunks = _checked(Corpus("SD", utterances, 2, decode_turns), root, skip_broken), []
     size = 20 * SAMPLE_RATE if split == "train" else 10**9  # DIFFERS: they cut dev and test as well, and score padding
     for u in corpus.utterances:
+        end = max(off for _, _, off in turns[u.id])  # of the real ones some last a little longer than their recording
+        problem = f"SD: a turn of {u.id} that ends at {end:.2f} s, after the recording, in {folder}/rttm; correct it"
+        _check(end * SAMPLE_RATE < u.samples + 2 * SAMPLE_RATE, problem)
         labels = diarization_labels(turns[u.id], u.samples)
         for start in range(0, len(labels) * LABEL_HOP, size):
             a, b, stop = start / SAMPLE_RATE, (start + size) / SAMPLE_RATE, min(start + size, len(labels) * LABEL_HOP)

@@ -18,14 +18,16 @@ from features import cache_gigabytes
 from model import FrozenBatch
 from scenarios import Run, Setting, configure
 
-def seconds_of(action, device: torch.device) -> float:
-    """How long the second call of `action` takes; the first one warms up."""
+FEW = 4  # utterances that the frozen encoder hears of each task
+
+def seconds_of(action, device: torch.device) -> tuple:
+    """How long the second call of `action` takes, and its result; the first one warms up."""
     for _ in range(2):
         began = time.perf_counter()
-        action()
+        result = action()
         if device.type == "cuda":
             torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, result
 
 def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
     """Print one row per task and one for MTL, then hours, disk and memory of all runs that are not there yet."""
@@ -43,7 +45,8 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
         tasks = group[0].tasks
         config = configure(group[0], args, setting) | {"encoder": setting.encoder}
         model = build(config, {name: corpora[name]["train"].classes for name in tasks}, args.runs).to(device)
-        batches = Steps({name: Stream(corpora[name]["train"], config["batch"][name]) for name in tasks})[0]
+        streams = {name: Stream(corpora[name]["train"], config["batch"][name]) for name in tasks}
+        batches = Steps(streams)[0]
         heard = [corpus for name in tasks for corpus in corpora[name].values()]
         hours_heard = sum(sum(corpus.lengths) for corpus in heard) / SAMPLE_RATE / 3600
 
@@ -53,23 +56,27 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
             loss.backward()
 
         @torch.no_grad()
-        def encode() -> None:
-            """Replaces the batch by what the frozen encoder says about it, as in features.py."""
-            states, frames = model.encoder(batch.waves.to(device), batch.lengths)
+        def encode() -> FrozenBatch:
+            """What the frozen encoder says about the first utterances, as in features.py."""
+            states, frames = model.encoder(batch.waves[:FEW].to(device), batch.lengths[:FEW])
             if model.heads[what].pools:
                 states, frames = states.mean(2, keepdim=True), torch.ones_like(frames)
-            batches[what] = FrozenBatch(states, frames, batch.targets, batch.ids)
+            return FrozenBatch(states, frames, batch.targets, batch.ids)
 
         encode_hours = cache_gb = 0.0
         if what in corpora:
             batch = batches[what]
             cache_gb = sum(cache_gigabytes(model.encoder, corpus, False, model.heads[what].pools) for corpus in heard)
             if cache_gb <= setting.cache_gb:
-                encode_hours = seconds_of(encode, device) / int(batch.lengths.sum()) * hours_heard * SAMPLE_RATE
+                seconds, frozen = seconds_of(encode, device)
+                encode_hours = seconds / int(batch.lengths[:FEW].sum()) * hours_heard * SAMPLE_RATE
+                again = [k % len(frozen.frames) for k in range(len(batch.targets))]  # a whole batch, of the few
+                batches[what] = FrozenBatch(frozen.states[:, again], frozen.frames[again],
+                                            [batch.targets[k] for k in again], batch.ids)
                 disk_gb += cache_gb
         else:
             disk_gb += len(group) * 3 * 4 * sum(p.numel() for p in model.parameters()) / 1e9  # with Adam's moments
-        per_step = seconds_of(step, device)
+        per_step, _ = seconds_of(step, device)
         table.append([what, f"{sum(len(corpus.utterances) for corpus in heard):,}", f"{hours_heard:.1f}",
                       str(corpora[what]["train"].classes) if what in corpora else "",
                       str(sum(config["batch"].values())), f"{1000 * per_step:.1f}", f"{encode_hours:.2f}",

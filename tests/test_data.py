@@ -400,9 +400,10 @@ def test_verification_trains_on_sorted_speakers_with_more_than_two_seconds(copy)
 
 def test_verification_dev_speakers_of_a_list_do_not_train(copy):
     assert {a.split("/")[0] == b.split("/")[0] for _, a, b in data.read_asv(copy, "dev").trials} == {True, False}
-    (copy / "VoxCeleb1/veri_dev.txt").write_text("1 id10001/v1/00001.wav id10001/v3/00001.wav\n")
-    assert {u.reference for u in data.read_asv(copy, "train").utterances} == {"id10002", "id11251"}
-    assert data.read_asv(copy, "dev").trials == ((1, "id10001/v1/00001.wav", "id10001/v3/00001.wav"),)
+    same, other = ("id10001/v1/00001.wav", "id10001/v3/00001.wav"), ("id10001/v1/00001.wav", "id10002/v1/00001.wav")
+    (copy / "VoxCeleb1/veri_dev.txt").write_text(f"1 {' '.join(same)}\n0 {' '.join(other)}\n")
+    assert {u.reference for u in data.read_asv(copy, "train").utterances} == {"id11251"}
+    assert data.read_asv(copy, "dev").trials == ((1, *same), (0, *other))
 
 def test_files_are_decoded_once_for_their_silence_and_for_skip_broken(copy, monkeypatch):
     before = [data.read_asv(copy, "train"), data.read_ks(copy, "train", skip_broken=True)]
@@ -675,6 +676,7 @@ PATHS = [  # (task, split, file, what stands where a part of a path does)
     ("SD", "dev", replaced(RTTM, "19.0", "soon"), "line 2 .*, which is malformed, in .*rttm"),
     ("SD", "dev", replaced(RTTM, "\tm\t", "\tother\t"), "m, in one of wav.scp and rttm only"),
     ("SD", "dev", replaced(RTTM, "\n", "\nSPEAKER m 1 1 1 <NA> <NA> 3 <NA>\n"), "three speakers .m."),
+    ("SD", "dev", replaced(RTTM, "19.0", "99.0"), "a turn of m that ends at 1.* s, after the recording"),
     ("SD", "dev", written(SCP, b"m Libri2Mix/dev/m.wav\nm Libri2Mix/dev/m.wav\n"), "m, listed twice"),
     ("SD", "dev", replaced(SCP, "m.wav", "n.wav"), "no such file. in .*Libri2Mix/dev/n.wav"),
     ("IC", "train", replaced(FLUENT, "action", "deed"), "no path, action, .* in a line of .*train_data.csv"),
@@ -696,7 +698,8 @@ PATHS = [  # (task, split, file, what stands where a part of a path does)
     ("ER", "test", removed("IEMOCAP/Session1/sentences/wav/Ses01F_impro01/"), "no such file. in .*F000.wav"),
 ])
 def test_broken_data_is_named_in_one_sentence(copy, task, split, breaking, words):
-    (copy / "VoxCeleb1/veri_dev.txt").write_text("1 id10001/v1/00001.wav id10001/v2/00001.wav\n")
+    (copy / "VoxCeleb1/veri_dev.txt").write_text("1 id10001/v1/00001.wav id10001/v2/00001.wav\n"
+                                                 "0 id10001/v1/00001.wav id10002/v1/00001.wav\n")
     breaking(copy)
     with pytest.raises(DataError, match=rf"^{task}: .*({words}).*; \w+") as error:
         READERS[task](copy, split)
@@ -705,12 +708,14 @@ def test_broken_data_is_named_in_one_sentence(copy, task, split, breaking, words
 def test_what_is_broken_can_be_skipped_and_is_listed_with_the_trials_that_need_it(copy):
     (copy / "LibriSpeech/train-clean-100/1/2/1-2-0001.flac").write_bytes(b"?")
     (copy / "VoxCeleb1/test/wav/id10271/v1/00001.wav").unlink()
+    with open(copy / "VoxCeleb1/veri_test.txt", "a") as file:
+        file.write("0 id10270/v1/00001.wav id10271/v2/00001.wav\n")
     corpus = data.read_asr(copy, "train", skip_broken=True)
     assert len(corpus.utterances) == 2 and "(damaged or not audio) in" in corpus.skipped[0]
     test = data.read_asv(copy, "test", skip_broken=True)
-    assert len(test.trials) == 1 and len(test.skipped) == 2 and "a trial that cannot be held" in test.skipped[1]
-    (copy / "VoxCeleb1/test/wav/id10270/v1/00001.wav").unlink()
-    with pytest.raises(DataError, match="no usable test trials"):
+    assert len(test.trials) == 2 and len(test.skipped) == 2 and "a trial that cannot be held" in test.skipped[1]
+    (copy / "VoxCeleb1/test/wav/id10271/v2/00001.wav").unlink()
+    with pytest.raises(DataError, match="no usable test trials of both labels"):
         data.read_asv(copy, "test", skip_broken=True)
 
 def test_labels_that_ctc_cannot_fit_are_listed_by_each_task_that_has_them(copy):
