@@ -94,8 +94,8 @@ def anywhere(condition: bool, device: torch.device) -> bool:
 def agree_with_disk(folder: Path, config: dict) -> None:
     """Write config.json; RunError, listing the differences, if the run in this folder was begun with other settings, or
     on other runs than there are now."""
-    path = folder / "config.json"
-    known = load_json(path) if path.exists() and (folder / "checkpoint.pt").exists() else config
+    path, begun = folder / "config.json", any((folder / name).exists() for name in ("checkpoint.pt", "result.json"))
+    known = load_json(path) if begun and path.exists() else config
     changed = [f"{key} was {known.get(key)} and is {value}" for key, value in config.items()
                if known.get(key) != value and key != "skip_broken"]  # a broken file may turn up late
     if changed:
@@ -339,7 +339,7 @@ def one_sentence(debug: bool):
         sys.exit(130)
     except (DataError, EncoderError, RunError, OSError, RuntimeError) as error:
         causes = {"DataLoader worker": "a process that reads audio was killed; fewer --workers need less memory",
-                  "out of memory": "the memory is full; take a smaller --head-batch, --mtl-batch or --transfer-batch",
+                  "allocate": "the memory is full; take a smaller --head-batch, --mtl-batch or --transfer-batch",
                   "Connection": "another process of this run has died; see its message"}
         text = str(error)
         if isinstance(error, RuntimeError):
@@ -380,7 +380,7 @@ def make_requested(args) -> None:
     if rank() == 0:
         print()
         print_results(args.runs, args.task if args.scenario in ("ssl", "transfer") and args.task else list(TASKS))
-    if args.scenario == "all" and rank() == 0:
+    if args.scenario == "all" and 1 in folds and rank() == 0:
         graphs.main(["--runs", str(args.runs), "--out", str(args.out), "--seed", *map(str, seeds)])
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ COMMANDS = sorted(set(re.findall(r"(?:^|`)((?:python|torchrun) [^`#|\n]*\.py[^`#
 
 def _small(command: str, root: Path, out: Path) -> list[str]:
     """A command of the README with a tiny corpus, few steps, and nothing written into the repository."""
-    words = shlex.split(command.replace("DIR", str(root)).replace("PR,ASR", "KS,IC").replace("--seed 0 1 2", "--seed 0"))
+    words = shlex.split(command.replace("DIR", str(root)).replace("PR,ASR", "KS,IC").replace("--seed 0 1 2", "--seed 0")
+                        .replace("--fold 1 2 3 4 5", "--fold 2"))
     launch = []
     if words[0] == "torchrun":
         port = str(29_100 + os.getpid() % 300)
