@@ -156,10 +156,10 @@ def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
                             for task, metric in columns]]
     order = ["(a) SSL", *sorted(row for row in cells if row.startswith(("(a+)", "(b-1)"))),
              *(f"(b-2) all but {name}" for name in TASKS), "(c) transfer"]
-    baseline, marked = cells.get("(b-1) MTL all", {}), any(row.startswith("(b-2)") for row in cells)
-    for row in order:
-        if not any((task.name, metric.name) in cells.get(row, {}) for task, metric in columns):
-            continue
+    baseline = cells.get("(b-1) MTL all", {})
+    shown = [row for row in order if any((task.name, metric.name) in cells.get(row, {}) for task, metric in columns)]
+    marked = any(row.startswith("(b-2)") for row in shown)
+    for row in shown:
         texts = [row]
         for task, metric in columns:
             key = task.name, metric.name
@@ -186,8 +186,10 @@ def print_table(rows: list[list[str]], markdown: bool = False) -> None:
 def print_results(runs: Path, tasks: list[str], intervals: bool = False, markdown: bool = False) -> None:
     """Table 1 from the finished runs in a folder, and what its signs and means are."""
     results = read_results(runs)
-    print_table(table_rows(table_cells(results, intervals), tasks), markdown)
-    print("\nX left out, — not run; + better, - worse than (b-1)")
+    rows = table_rows(table_cells(results, intervals), tasks)
+    print_table(rows, markdown)
+    if any(row[0].startswith("(b-2)") for row in rows):
+        print("\nX left out, — not run; + better, - worse than (b-1)")
     seeds, folds = (sorted({result[key] for result in results}) for key in ("seed", "fold"))
     if len(seeds) > 1 or len(folds) > 1:
         print(f"means over what exists of seeds {seeds} and, for ER, folds {folds}")
