@@ -19,6 +19,7 @@ Batch.__doc__ = "One task's share of a step: waves (B, N) float32, zero padded; 
 
 class Stream:
     """Endless training batches of one corpus, which depend on (seed, step) alone: a run can stop and go on.
+    A corpus that ends starts again in a new order, in the middle of a batch if need be; other tasks do not notice.
     `frozen.batch(visits)`, where given, answers instead of the audio."""
     def __init__(self, corpus: Corpus, batch: int, seed: int = 0, frozen=None):
         self.corpus, self.batch, self.seed, self.frozen = corpus, batch, seed, frozen

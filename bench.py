@@ -19,7 +19,7 @@ import torch
 
 from batches import Batch, Steps, Stream, collate, in_chunks
 from data import SAMPLE_RATE, Corpus, Utterance, load_audio
-from features import CHUNK_SECONDS, freeze
+from features import CHUNK_SECONDS, cache_states
 from model import BASE, TINY, MultiTask, frame_count, random_encoder
 from tasks import TASKS
 
@@ -96,7 +96,8 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     recipe, found = TASKS["IC"].superb, []
     model = MultiTask(encoder, {"IC": TASKS["IC"].head(encoder.dim, corpus.classes, recipe.hidden)}, augment=False)
     optimizer = torch.optim.AdamW([p for p in model.to(args.device).parameters() if p.requires_grad], fused=True)
-    once = fastest(lambda: found.append(freeze(encoder, corpus, True, True, folder / str(len(found)), 50, quiet=True)))
+    once = fastest(lambda: found.append(
+        cache_states(encoder, corpus, True, True, folder / str(len(found)), 50, quiet=True)))
     steps = Steps({"IC": Stream(corpus, recipe.batch, 0, found[0])})
     step = fastest(lambda: [update(model, optimizer, [steps[k]]) for k in range(200)]) / 200
     later = step * len(lengths) / recipe.batch

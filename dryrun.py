@@ -14,7 +14,7 @@ from tqdm import tqdm
 from batches import Steps, Stream
 from data import SAMPLE_RATE
 from evaluate import build, print_table, read
-from features import cache_gigabytes
+from features import cache_gigabytes, means_suffice
 from model import FrozenBatch
 from scenarios import Run, Setting, configure
 
@@ -38,11 +38,12 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
         corpora[name] = {split: read(name, split, config) for split in ("train", "dev", "test")}
     table = [["what", "utterances", "hours", "outputs", "batch", "ms/step", "encode h", "cache GB"]]
     hours = disk_gb = 0.0
-    alike = {}  # runs that cost the same: one task on a frozen encoder, or several at once
+    alike = {}  # runs that cost the same: one task on a frozen encoder, in (a) or in (c), or several at once
     for run in runs:
-        alike.setdefault(run.tasks[0] if run.scenario in ("ssl", "transfer") else "all at once", []).append(run)
+        alone = run.scenario in ("ssl", "transfer")
+        alike.setdefault(f"{run.tasks[0]}, {run.scenario}" if alone else "all at once", []).append(run)
     for what, group in tqdm(alike.items(), "two steps of each", unit="task"):
-        tasks = group[0].tasks
+        tasks, name = group[0].tasks, group[0].tasks[0]
         config = configure(group[0], args, setting) | {"encoder": setting.encoder}
         model = build(config, {name: corpora[name]["train"].classes for name in tasks}, args.runs).to(device)
         streams = {name: Stream(corpora[name]["train"], config["batch"][name]) for name in tasks}
@@ -53,32 +54,32 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
         def step() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
                 loss = sum(model(batches).values())
-            loss.backward()
+            loss.backward()  # Adam's share of a step is left out, and so are the looks at dev and test
 
         @torch.no_grad()
         def encode() -> FrozenBatch:
             """What the frozen encoder says about the first utterances, as in features.py."""
             states, frames = model.encoder(batch.waves[:FEW].to(device), batch.lengths[:FEW])
-            if model.heads[what].pools:
+            if pooled:
                 states, frames = states.mean(2, keepdim=True), torch.ones_like(frames)
             return FrozenBatch(states, frames, batch.targets, batch.ids)
 
         encode_hours = cache_gb = 0.0
-        if what in corpora:
-            batch = batches[what]
-            cache_gb = sum(cache_gigabytes(model.encoder, corpus, False, model.heads[what].pools) for corpus in heard)
-            if cache_gb <= setting.cache_gb:
+        if what != "all at once":
+            batch, pooled = batches[name], means_suffice(model.heads[name], True, config["augment"])
+            cache_gb = cache_gigabytes(model.encoder, corpora[name]["train"], True, pooled)
+            if cache_gb <= setting.cache_gb:  # else the encoder runs at each step
                 seconds, frozen = seconds_of(encode, device)
                 encode_hours = seconds / int(batch.lengths[:FEW].sum()) * hours_heard * SAMPLE_RATE
                 again = [k % len(frozen.frames) for k in range(len(batch.targets))]  # a whole batch, of the few
-                batches[what] = FrozenBatch(frozen.states[:, again], frozen.frames[again],
+                batches[name] = FrozenBatch(frozen.states[:, again], frozen.frames[again],
                                             [batch.targets[k] for k in again], batch.ids)
                 disk_gb += cache_gb
         else:
             disk_gb += len(group) * 3 * 4 * sum(p.numel() for p in model.parameters()) / 1e9  # with Adam's moments
         per_step, _ = seconds_of(step, device)
         table.append([what, f"{sum(len(corpus.utterances) for corpus in heard):,}", f"{hours_heard:.1f}",
-                      str(corpora[what]["train"].classes) if what in corpora else "",
+                      str(corpora[name]["train"].classes) if what != "all at once" else "",
                       str(sum(config["batch"].values())), f"{1000 * per_step:.1f}", f"{encode_hours:.2f}",
                       f"{cache_gb:.1f}"])
         hours += sum(encode_hours + configure(run, args, setting)["steps"] * per_step / 3600 for run in group)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from batches import collate, in_chunks, load_ahead
 from data import Corpus
+from heads import Head
 from model import FrozenBatch, Hubert, frame_count
 
 MOST_CROPS = 16      # of one long training recording
@@ -40,10 +41,11 @@ def save(path: Path, write, by: str = "") -> None:
         temporary.unlink(missing_ok=True)
 
 class FrozenFeatures:
-    """The hidden states of a corpus in a memory-mapped file, made by `freeze`. OSError or ValueError if it is damaged.
+    """The hidden states of a corpus in a memory-mapped file, made by `cache_states`. OSError, ValueError: damaged.
 
-    A head that is affine up to a mean over time (`head.pools`) needs no more than the mean of each state, (S, D) per
-    utterance: an exact cache (`pooled`; T is 1). The other heads get all frames.
+    Up to its mean over time a classifier (`head.pools`) is affine, and so is the weighted sum of states: the mean may
+    be taken first, and (S, D) numbers per utterance are an exact cache (`pooled`; T is 1), equal up to rounding. Other
+    heads need all frames: CTC has a loss over frames, LSTMs and ReLUs stand before any mean.
     """
 
     def __init__(self, corpus: Corpus, path: Path):
@@ -75,6 +77,10 @@ class FrozenFeatures:
         for k in range(0, len(order), size):
             yield self.batch([(i, None) for i in order[k:k + size]])
 
+def means_suffice(head: Head, training: bool, augment: bool) -> bool:
+    """Is the mean of each state over time enough for this head? SpecAugment masks single frames, so it needs them."""
+    return head.pools and not (training and augment)
+
 def crop_counts(corpus: Corpus, training: bool) -> list[int]:
     """How many windows of each utterance are kept: of a training recording one for each crop length that it holds."""
     # DIFFERS: the released code crops anew at every visit, and so runs the encoder at every visit.
@@ -83,12 +89,12 @@ def crop_counts(corpus: Corpus, training: bool) -> list[int]:
     return [min(MOST_CROPS, max(1, u.samples // corpus.crop)) for u in corpus.utterances]
 
 def cache_gigabytes(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> float:
-    """The size of the file that `freeze` makes."""
+    """The size of the file that `cache_states` makes."""
     rows = sum(count * (1 if pooled else frame_count(length))
                for count, length in zip(crop_counts(corpus, training), corpus.lengths))
     return rows * encoder.states * encoder.dim * 4 / 1e9
 
-def freeze(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path, room_gb: float,
+def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path, room_gb: float,
            workers: int = 0, quiet: bool = False) -> FrozenFeatures | None:
     """Run a frozen encoder once over a corpus and keep its states in `folder`; None if that takes more than `room_gb`.
 

@@ -1,6 +1,6 @@
 """Which task helps which, and which one hurts: the two relation graphs of Fig. 2 (paper, Section 4.2).
 
-    python graphs.py --paper --out figures                      # from the paper's own Table 1
+    python graphs.py --paper --out figures/paper                # from the paper's own Table 1
     python graphs.py --runs runs --out figures --seed 0 1 2     # from our runs mtl-all and leave-one-out-*
 
 Take task B out of multi-task learning and score task A, beside a model that learned all tasks. If A got worse, B

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 class Head(nn.Module):
     """Any head: `loss(features (B, T, D), frames (B,), targets: list)` is a scalar; `predict(features, frames)` is a
     list of B, in plain Python (call `eval()` before: some heads have dropout). All is float32: see `MultiTask`."""
-    pools = False          # True: all is affine up to a mean over time, so one mean per utterance is an exact cache
+    pools = False          # True: a mean over time may come first (see features.FrozenFeatures)
     frame_aligned = False  # True: the targets are tied to time, so the features must not be time-warped
 
     def terms(self, targets: list) -> int:
@@ -87,7 +87,8 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
     # the log-softmax, the loss gets the gradient p_t(k) - posterior_t(k): what is said, less what should have been.
     share = through.softmax(-1).nan_to_num(0)          # NaN where there is no alignment, or no frame
     posterior = torch.zeros_like(scores).scatter_add_(2, index[:len(alpha)], share)                 # (B, T, C)
-    slope = (posterior * (log_probs - scores)).sum((1, 2))    # 0, with that derivative
+    # log_p carries no graph. This term is 0, as log_probs equals scores, and its derivative by log_probs is d log p.
+    slope = (posterior * (log_probs - scores)).sum((1, 2))
     return (-(log_p.masked_fill(log_p == -inf, 0) + slope) / lengths.clamp(min=1)).mean()
 
 def _forward_variables(emissions: Tensor, states: Tensor) -> Tensor:

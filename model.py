@@ -18,6 +18,8 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
+from rules import FRAME, HOP
+
 BASE = {  # arguments of torchaudio.models.wav2vec2_model; convolutions: (channels, kernel, stride)
     "extractor_conv_layer_config": [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2, "extractor_conv_bias": False,
     "encoder_embed_dim": 768, "encoder_num_layers": 12, "encoder_num_heads": 12, "encoder_ff_interm_features": 3072,
@@ -38,7 +40,7 @@ class EncoderError(Exception):
 def frame_count(samples):
     """Frames in so many samples (int or tensor): one every 320 (20 ms), each sees 400 (25 ms), none below 400."""
     # DIFFERS: s3prl rounds samples / 320, which may count a last frame that lies in the padding.
-    frames = (samples - 400) // 320 + 1
+    frames = (samples - FRAME) // HOP + 1
     return frames.clamp(min=0) if isinstance(frames, Tensor) else max(0, frames)
 
 class Hubert(nn.Module):

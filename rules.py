@@ -1,4 +1,4 @@
-"""SUPERB's rules, as pure functions: vocabularies, encoders, decoders, a split, silence (paper, Section 4.1).
+"""SUPERB's rules, as pure functions: vocabularies, encoders, decoders, a split, silence (paper, Section 3.1).
 
 They are as in the released s3prl code. n samples at 16 kHz, T labels (100 Hz; diarization only).
 """

@@ -57,7 +57,7 @@ class Task:
     name: str
     title: str
     group: str                   # content, speaker, semantics or paralinguistics (paper, Section 3.1)
-    read: Callable               # (root, split) -> data.Corpus
+    read: Callable               # (root, split, skip_broken=False), for several folds also fold=1 -> data.Corpus
     head: Callable               # (dim, classes, hidden) -> nn.Module with loss, predict and terms
     metrics: tuple[Metric, ...]  # the first one selects the checkpoint on dev
     superb: Recipe               # --setting paper
@@ -78,13 +78,14 @@ SLOT_CER = Metric("cer", True, slot_cer_counts)
 DIARIZATION_ERRORS = Metric("der", True, diarization_counts)
 EQUAL_ERRORS = Metric("eer", True, lambda label, score: (label, score), eer)
 
-# The superb recipes: s3prl/downstream/*/config.yaml as SUPERB ran them (Adam, no schedule, clip 1). SUPERB then tunes
+# The superb recipes: s3prl/downstream/*/config.yaml as SUPERB ran them (Adam, no schedule, clip 1;
+# ASV: AdamW with decay 0.01, and a clip of 1000 that never acts). SUPERB then tunes
 # the learning rate alone, per encoder and task, on a log scale (--lr); what it chose for HuBERT Base is published for
 # SID only. DIFFERS: where the released code accumulates small batches (SID 4 x 8, ER 8 x 4, PR 2 x 16, SD 4 x 8, ASV
 # 5 x 10) one update here is one batch of the same size: frozen features are cheap to hold.
 TASKS = {task.name: task for task in (
     Task("ASR", "Automatic speech recognition", "content", read_asr, BLSTMCTCHead, (WORD_ERRORS,),
-         # Batches of "32" are halved by a rule meant for long audio that every batch meets: 16 it was.
+         # The config says 32, but s3prl halves a batch with long audio, and every batch has some: 16 it was.
          superb=Recipe(lr=1e-4, steps=200_000, batch=16, evaluate_every=2_000, hidden=1024, augment=True),
          tiny=Recipe(lr=4e-3, steps=800, batch=16, evaluate_every=200, hidden=64)),
     Task("PR", "Phoneme recognition", "content", read_pr, CTCHead, (PHONE_ERRORS,),

@@ -2,7 +2,7 @@
 
     python toy.py [--out data/toy] [--seed 0]
 
-It stands in for the data of SUPERB (paper, sec. 4.1). The voice is a source and a filter (Klatt, 1980), frame by frame
+It stands in for the data of SUPERB (paper, sec. 3.1). The voice is a source and a filter (Klatt, 1980), frame by frame
 in the frequency domain: the pulses of the vocal folds and noise, times the response of five formants, the resonances
 of mouth and throat, which tell one vowel from another. Phones are targets for the formants, and smoothing makes one
 glide into the next. What there is to say, and how it sounds, is in toy.ini.

@@ -41,7 +41,7 @@ from batches import Steps, Stream, load_ahead
 from data import Corpus, DataError
 from dryrun import dry_run
 from evaluate import RunError, build, examine, load_checkpoint, load_json, print_results, read, restore, write_result
-from features import FrozenFeatures, freeze, save
+from features import FrozenFeatures, cache_states, means_suffice, save
 from model import EncoderError, MultiTask
 from scenarios import Run, Setting, arguments, configure, rank, requested_runs, setting_of, with_needs, world_size
 from tasks import TASKS, summarise
@@ -116,8 +116,8 @@ def first_process_first():
     if dist.is_initialized() and rank() == 0:
         dist.barrier()
 
-def features(corpora: dict[str, Corpus], training: bool, model: MultiTask, config: dict, folder: Path, args,
-             setting: Setting, quiet: bool) -> dict[str, FrozenFeatures | None]:
+def frozen_features(corpora: dict[str, Corpus], training: bool, model: MultiTask, config: dict, folder: Path, args,
+                    setting: Setting, quiet: bool) -> dict[str, FrozenFeatures | None]:
     """What a frozen encoder says about some corpora, computed once; None for each where the encoder is trained."""
     if not model.encoder.frozen:
         return dict.fromkeys(corpora)
@@ -125,8 +125,9 @@ def features(corpora: dict[str, Corpus], training: bool, model: MultiTask, confi
     # run is done.
     cache, found = (folder if config["scenario"] == "transfer" else args.runs) / "cache", {}
     for name, corpus in corpora.items():
-        pooled = model.heads[name].pools and not (training and config["augment"])  # time masks need the frames
-        found[name] = freeze(model.encoder, corpus, training, pooled, cache, config["cache_gb"], setting.workers, quiet)
+        pooled = means_suffice(model.heads[name], training, config["augment"])
+        found[name] = cache_states(model.encoder, corpus, training, pooled, cache, config["cache_gb"],
+                                   setting.workers, quiet)
     return found
 
 def start_from_ssl(model: MultiTask, tasks: tuple[str, ...], args) -> None:
@@ -168,14 +169,16 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     if weighting == "uncertainty":
         model.log_sigma = torch.nn.Parameter(torch.zeros(len(run.tasks), device=device))
     with first_process_first():
-        frozen = {split: features(sets, split == "train", model, config, folder, args, setting, quiet)
+        frozen = {split: frozen_features(sets, split == "train", model, config, folder, args, setting, quiet)
                   for split, sets in corpora.items()}
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config["lr"], weight_decay=config["weight_decay"],
                                   fused=True)  # decay 0 is Adam
     net = DistributedDataParallel(model) if dist.is_initialized() and weighting != "pcgrad" else model
 
-    # Where an interrupted run stopped.
+    # Where an interrupted run stopped. It ends with the same bits as an unbroken one, because checkpoint.pt holds the
+    # weights, Adam's state and the best head; batches and crops follow from (seed, step) (batches.Stream), masks and
+    # dropout from the seed that each step sets below; and the log loses the lines after the checkpoint.
     step, best, seconds, pending, dev = 0, None, 0.0, None, {}
     if path.exists():
         saved = restore(model, folder)
@@ -223,7 +226,8 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = config["lr"] * lr_scale(step, config["warmup"], config["steps"])
 
-            # One batch of every task, one forward, one backward: the step's loss is the plain sum of the tasks' losses.
+            # One batch of every task (small corpora come round more often), one forward, one backward: the loss of a
+            # step is the plain sum of the losses of the tasks.
             with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
                 losses = net(batches)
             if weighting == "pcgrad":
@@ -249,7 +253,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
                 log.flush()
                 progress.set_postfix(loss=f"{sum(values.values()):.2f}", lr=f"{rate:.1e}", **dev)
 
-            # The head of a frozen encoder is judged on dev now and then, and the best one is kept.
+            # In (a) and (c) the head is judged on dev now and then, and the best one is kept; (b) reports the last.
             last = step == config["steps"]
             if config["evaluate_every"] and rank() == 0 and (last or step % config["evaluate_every"] == 0):
                 rows = examine(model, corpora["dev"], frozen["dev"], setting.workers, quiet)
@@ -374,7 +378,7 @@ def make_requested(args) -> None:
         dist.barrier()
     for args.seed, args.fold in itertools.product(seeds, folds):
         stages = with_needs(requested_runs(args), args)
-        if args.dry_run:
+        if args.dry_run:  # of one seed and fold
             return dry_run(stages, args, setting)
         make_all(stages, args, setting)
     if rank() == 0:

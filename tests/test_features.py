@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from batches import Stream, collate
-from features import freeze
+from features import cache_states
 from model import TINY, MultiTask, random_encoder
 from tasks import TASKS
 
@@ -13,7 +13,7 @@ def test_frozen_and_cached_gives_what_the_encoder_gives(root, tmp_path, name):
     corpus = TASKS[name].read(str(root), "train")
     encoder = random_encoder(TINY, seed=0).requires_grad_(False)
     model = MultiTask(encoder, {name: TASKS[name].head(encoder.dim, corpus.classes, 32)}, augment=False).eval()
-    frozen = freeze(encoder, corpus, False, model.heads[name].pools, tmp_path, 1.0, quiet=True)
+    frozen = cache_states(encoder, corpus, False, model.heads[name].pools, tmp_path, 1.0, quiet=True)
     visits = [(i, None) for i in range(3)]
     cached, heard = frozen.batch(visits), collate(corpus, visits)
     assert cached.ids == heard.ids
@@ -27,31 +27,31 @@ def test_the_encoder_runs_once_per_utterance_ever(root, tmp_path, monkeypatch):
     corpus = TASKS["IC"].read(str(root), "train")
     encoder, heard = random_encoder(TINY, seed=0).requires_grad_(False), []
     monkeypatch.setattr(encoder, "encode", lambda waves, encode=encoder.encode: heard.append(len(waves)) or encode(waves))
-    frozen = freeze(encoder, corpus, True, True, tmp_path, 1.0, quiet=True)
+    frozen = cache_states(encoder, corpus, True, True, tmp_path, 1.0, quiet=True)
     stream = Stream(corpus, 4, 0, frozen)
     for step in range(50):
         frozen.batch(stream.visits(step))
-    freeze(encoder, corpus, True, True, tmp_path, 1.0, quiet=True)
+    cache_states(encoder, corpus, True, True, tmp_path, 1.0, quiet=True)
     assert sum(heard) == len(corpus.utterances)
 
 
 def test_other_weights_or_other_audio_make_another_file(root, tmp_path):
     corpus = TASKS["KS"].read(str(root), "dev")
     for seed in (0, 1):
-        freeze(random_encoder(TINY, seed=seed).requires_grad_(False), corpus, False, True, tmp_path, 1.0, quiet=True)
-    freeze(random_encoder(TINY, seed=0), TASKS["ER"].read(str(root), "dev"), False, True, tmp_path, 1.0, quiet=True)
+        cache_states(random_encoder(TINY, seed=seed).requires_grad_(False), corpus, False, True, tmp_path, 1.0, quiet=True)
+    cache_states(random_encoder(TINY, seed=0), TASKS["ER"].read(str(root), "dev"), False, True, tmp_path, 1.0, quiet=True)
     assert len(list(tmp_path.glob("*.f32"))) == 3 and not list(tmp_path.glob("*.tmp"))
 
 
 def test_features_that_do_not_fit_are_announced_and_not_kept(root, tmp_path, capsys):
     corpus = TASKS["PR"].read(str(root), "train")
-    assert freeze(random_encoder(TINY), corpus, True, False, tmp_path, 1e-6) is None
+    assert cache_states(random_encoder(TINY), corpus, True, False, tmp_path, 1e-6) is None
     assert "--cache-gb" in capsys.readouterr().out
 
 
 def test_a_long_training_recording_is_kept_as_several_crops(root, tmp_path):
     corpus = TASKS["KS"].read(str(root), "train")
-    frozen = freeze(random_encoder(TINY), corpus, True, True, tmp_path, 1.0, quiet=True)
+    frozen = cache_states(random_encoder(TINY), corpus, True, True, tmp_path, 1.0, quiet=True)
     noise = max(range(len(corpus.utterances)), key=lambda i: corpus.utterances[i].samples)
     crops = frozen.first[noise + 1] - frozen.first[noise]
     assert crops == min(16, corpus.utterances[noise].samples // corpus.crop) > 1
