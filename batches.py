@@ -29,21 +29,20 @@ class Stream:
 
     def visits(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
         """(utterance, visit number) pairs; process `rank` gets its part of the batch that `world` of them share."""
-        size, total = self.batch * world, len(self.lengths)
-        numbers = range(step * size, (step + 1) * size)[rank::world]
-        return [(int(self._order(number // total, size)[number % total]), number) for number in numbers]
+        total, numbers = len(self.lengths), range(step * self.batch, (step + 1) * self.batch)[rank::world]
+        return [(int(self._order(number // total)[number % total]), number) for number in numbers]
 
     @functools.lru_cache(maxsize=64)
-    def _order(self, epoch: int, size: int) -> np.ndarray:
+    def _order(self, epoch: int) -> np.ndarray:
         """An epoch's utterances: in random order, but with batches of similar length, so that little is padded."""
         rng, total = np.random.default_rng([self.seed, epoch, *self.corpus.task.encode()]), len(self.lengths)
         order = rng.choice(total, total, p=self.chances) if self.corpus.balanced else rng.permutation(total)
-        borrowed = -epoch * total % size  # utterances that complete the last batch of the epoch before
+        borrowed = -epoch * total % self.batch  # utterances that complete the last batch of the epoch before
         rest = order[borrowed:]
-        for start in range(0, len(rest), 50 * size):
-            window = rest[start:start + 50 * size]
+        for start in range(0, len(rest), 50 * self.batch):
+            window = rest[start:start + 50 * self.batch]
             window[:] = window[np.argsort(self.lengths[window], kind="stable")]
-        rng.shuffle(rest[:len(rest) // size * size].reshape(-1, size))
+        rng.shuffle(rest[:len(rest) // self.batch * self.batch].reshape(-1, self.batch))
         return order
 
 def collate(corpus: Corpus, visits: list[tuple], seed: int = 0) -> Batch:

@@ -48,7 +48,7 @@ def build(config: dict, classes: dict, runs: Path) -> MultiTask:
     """The model of a run: its encoder, frozen or to be trained, and a new head of `classes[task]` outputs for each of
     its tasks. config["encoder"] is another run in the folder `runs` (in (c)), or a source for `load_encoder`."""
     other_run = runs / config["encoder"] / "checkpoint.pt"
-    encoder = load_encoder(str(other_run) if other_run.exists() else config["encoder"])
+    encoder = load_encoder(str(other_run) if other_run.parent.is_dir() else config["encoder"])
     encoder.requires_grad_(config["trains_encoder"])  # (a), (c): here the gradient stops; layer sum and head learn
     encoder.conv_gradient = config.get("conv_gradient", 0.0)
     if encoder.conv_gradient == 0:

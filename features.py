@@ -5,11 +5,13 @@ once, ever; heads are then trained on memory-mapped states, at the cost of a few
 
 B utterances, T frames (50 Hz), S = L + 1 hidden states, D dimensions.
 """
+import fcntl
 import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +26,10 @@ from model import FrozenBatch, Hubert, frame_count
 MOST_CROPS = 16      # of one long training recording
 CHUNK_SECONDS = 20   # of padded audio that go through a frozen encoder together
 
-def save(path: Path, write, by: str = "") -> None:
+def save(path: Path, write) -> None:
     """`write(file)` a file such that a kill at any moment leaves the old one or the new one, never half of one.
-    OSError, a sentence, where that is impossible, for instance on a full disk. `by` parts those who may write the same
-    file at the same time; what a kill leaves behind is written over by the next attempt."""
-    temporary = path.with_name(f"{path.name}.{by}.tmp")
+    OSError, a sentence, where that is impossible, for instance on a full disk."""
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -39,6 +40,18 @@ def save(path: Path, write, by: str = "") -> None:
         raise OSError(f"cannot write {path} ({error.strerror}); make room or take another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+@contextmanager
+def locked(path: Path):
+    """Waits until no other process holds the lock of this name. A process that ends, however it ends, lets it go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f"{path.name}.lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f"waiting for another process that makes {path}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 class FrozenFeatures:
     """The hidden states of a corpus in a memory-mapped file, made by `cache_states`. OSError, ValueError: damaged.
@@ -99,8 +112,7 @@ def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, 
     """Run a frozen encoder once over a corpus and keep its states in `folder`; None if that takes more than `room_gb`.
 
     The file is named by a digest of all that decides its content: the encoder's weights, the audio files (path, size,
-    time) and how they are loaded, the code of model.py, rules.py and data.py. PR and ASR hear the same audio: they
-    share a file.
+    time) and how they are loaded, and the code that makes them. PR and ASR hear the same audio: they share a file.
     """
     gigabytes = cache_gigabytes(encoder, corpus, training, pooled)
     if gigabytes > room_gb:
@@ -108,20 +120,20 @@ def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, 
                    "the encoder runs at each step")
         return None
     path = folder / f"{_digest(encoder, corpus, training, pooled)}.f32"
-    try:
+    with locked(path):
+        try:
+            return FrozenFeatures(corpus, path)
+        except (OSError, ValueError):  # not there yet, or damaged
+            title = f"{corpus.task}: encoding {'train' if training else 'dev/test'} once, {gigabytes:.2f} GB"
+            _encode(encoder, corpus, training, pooled, path, workers, title, quiet)
         return FrozenFeatures(corpus, path)
-    except (OSError, ValueError):  # not there yet, or damaged
-        path.parent.mkdir(parents=True, exist_ok=True)
-        title = f"{corpus.task}: encoding {'train' if training else 'dev/test'} once, {gigabytes:.2f} GB"
-        _encode(encoder, corpus, training, pooled, path, workers, title, quiet)
-    return FrozenFeatures(corpus, path)
 
 def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> str:
     """A name for the states of this audio in this encoder."""
     digest = hashlib.blake2b(f"{corpus.gain} {corpus.trim} {corpus.crop} {training} {pooled}".encode(), digest_size=12)
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    for module in ("model.py", "rules.py", "data.py"):
+    for module in ("model.py", "rules.py", "data.py", "batches.py", "features.py"):
         digest.update(Path(__file__).with_name(module).read_bytes())
     for u in corpus.utterances:
         about = os.stat(u.path)
@@ -149,7 +161,7 @@ def _encode(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, path:
                 frames[first[i] + (seed or 0)], starts[first[i] + (seed or 0)] = own.shape[1], file.tell() // 4
                 file.write(own.cpu().contiguous().numpy().tobytes())
 
-    save(path, write, corpus.task)
+    save(path, write)
     index = {"pooled": pooled, "states": encoder.states, "dim": encoder.dim, "frames": frames, "starts": starts,
              "first": first, "size": path.stat().st_size // 4}
-    save(path.with_suffix(".json"), lambda file: file.write(json.dumps(index).encode()), corpus.task)
+    save(path.with_suffix(".json"), lambda file: file.write(json.dumps(index).encode()))

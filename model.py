@@ -260,15 +260,15 @@ class MultiTask(nn.Module):
     def _encode(self, batches: dict) -> dict[str, tuple[Tensor, Tensor]]:
         """{task: batch} -> {task: (features (B, T, D), frames (B,))}; the encoder hears all utterances at once."""
         pad, device = nn.utils.rnn.pad_sequence, self.layer_sum.weights.device
-        waves = [wave[:n].to(device) for batch in batches.values() if not isinstance(batch, FrozenBatch)
-                 for wave, n in zip(batch.waves, batch.lengths.tolist())]
+        waves = [wave[:n] for batch in batches.values() if not isinstance(batch, FrozenBatch)
+                 for wave, n in zip(batch.waves.to(device, non_blocking=True), batch.lengths.tolist())]
         if waves:
             states, frames = self.encoder.encode(waves)
             features = iter(self.layer_sum(states).split(frames))  # (T, D) each
         result = {}
         for task, batch in batches.items():
             if isinstance(batch, FrozenBatch):
-                result[task] = self.layer_sum(batch.states.to(device)), batch.frames
+                result[task] = self.layer_sum(batch.states.to(device, non_blocking=True)), batch.frames
             else:
                 own = [next(features) for _ in batch.targets]
                 result[task] = pad(own, batch_first=True), torch.tensor([len(one) for one in own])

@@ -105,7 +105,8 @@ def with_needs(runs: list[Run], args: argparse.Namespace) -> list[list[Run]]:
     """All runs to make, in stages: the runs of one stage need only runs of earlier stages."""
     wanted = list(runs)
     for run in wanted:  # grows on the way
-        wanted += [need for need in run.needs(args) if need not in wanted]
+        if not (run.folder(args) / "result.json").exists():
+            wanted += [need for need in run.needs(args) if need not in wanted]
     stages = [[run for run in wanted if run.scenario in names]
               for names in (("ssl",), ("mtl", "leave-one-out", "control"), ("transfer",))]
     return [stage for stage in stages if stage]
@@ -119,8 +120,10 @@ def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
     config = {"scenario": run.scenario, "task": run.label, "left_out": run.left_out, "tasks": list(run.tasks),
               "data": str(args.data.resolve()), "setting": args.setting, "seed": args.seed, "fold": args.fold,
               "encoder": setting.encoder, "trains_encoder": run.scenario in ("mtl", "leave-one-out"),
-              "skip_broken": args.skip_broken, "cache_gb": setting.cache_gb, "precision": args.precision,
+              "skip_broken": args.skip_broken, "precision": args.precision,
               "hidden": {name: recipe_of(name, args).hidden for name in run.tasks}}
+    if not config["trains_encoder"]:
+        config["cache_gb"] = setting.cache_gb
     if run.scenario == "ssl":
         recipe = recipe_of(run.tasks[0], args)
         return config | {
@@ -178,7 +181,8 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="updates of the scenario that is asked for, over all others")
     parser.add_argument("--precision", choices=("fp32", "bf16"),
                         help="bf16: autocast, losses in fp32; the default on a GPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="the default is cuda where there is one")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core (tiny encoder, CPU), else 1")
     parser.add_argument("--dry-run", action="store_true",
                         help="try one step of everything and estimate the whole; trains nothing")

@@ -24,7 +24,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import wait
@@ -41,7 +41,7 @@ from batches import Steps, Stream, load_ahead
 from data import Corpus, DataError
 from dryrun import dry_run
 from evaluate import RunError, build, examine, load_checkpoint, load_json, print_results, read, restore, write_result
-from features import FrozenFeatures, cache_states, means_suffice, save
+from features import FrozenFeatures, cache_states, locked, means_suffice, save
 from model import EncoderError, MultiTask
 from scenarios import Run, Setting, arguments, configure, rank, requested_runs, setting_of, with_needs, world_size
 from tasks import TASKS, summarise
@@ -86,22 +86,27 @@ def interruptible():
 
 def anywhere(condition: bool, device: torch.device) -> bool:
     """Is it true in any process? All of them must stop at the same step."""
+    if not dist.is_initialized():
+        return condition
     flag = torch.tensor(float(condition), device=device)
-    if dist.is_initialized():
-        dist.all_reduce(flag)
+    dist.all_reduce(flag)
     return bool(flag > 0)
 
 def agree_with_disk(folder: Path, config: dict) -> None:
     """Write config.json; RunError, listing the differences, if the run in this folder was begun with other settings, or
     on other runs than there are now."""
-    path, begun = folder / "config.json", any((folder / name).exists() for name in ("checkpoint.pt", "result.json"))
+    path, finished = folder / "config.json", (folder / "result.json").exists()
+    begun = finished or (folder / "checkpoint.pt").exists()
     known = load_json(path) if begun and path.exists() else config
+    free = {"skip_broken"}  # a broken file may turn up late
+    free |= {"processes", "precision", "cache_gb"} if finished else set()  # another machine may only read the result
+    known = known | {"built_on": {name: known.get("built_on", {}).get(name) for name in config["built_on"]}}
     changed = [f"{key} was {known.get(key)} and is {value}" for key, value in config.items()
-               if known.get(key) != value and key != "skip_broken"]  # a broken file may turn up late
+               if known.get(key) != value and key not in free]
     if changed:
         raise RunError(f"{folder} was made with other settings ({'; '.join(changed)}); "
                        f"use the old ones, delete the folder, or choose another one with --runs")
-    if rank() == 0 and not (folder / "result.json").exists():
+    if rank() == 0 and not finished:
         folder.mkdir(parents=True, exist_ok=True)
         about = {"versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
                  "command": shlex.join(sys.argv)}
@@ -146,11 +151,13 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     """Make one run: read, build, loop, evaluate on test, write result.json. Goes on from checkpoint.pt where there is
     one."""
     folder, config = run.folder(args), configure(run, args, setting)
-    sources = [need.folder(args) for need in run.needs(args)]
-    config["built_on"] = {source.name: load_json(source / "result.json")["metrics"] for source in sources}
+    sources = [need.folder(args) / "result.json" for need in run.needs(args)]
+    config["built_on"] = {path.parent.name: load_json(path)["metrics"] for path in sources if path.exists()}
     agree_with_disk(folder, config)
     if (folder / "result.json").exists():
         return
+    if min(config["batch"].values()) * config.get("processes", 1) < world_size():
+        raise RunError(f"a batch of {config['batch']} cannot be shared by {world_size()} processes; start fewer")
     device, quiet = torch.device(args.device), quiet or rank() > 0
     path, log_path, weighting = folder / "checkpoint.pt", folder / "log.jsonl", config.get("weighting")
 
@@ -191,10 +198,8 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
         save(log_path, lambda file: file.write("".join(json.dumps(line) + "\n" for line in lines).encode()))
     log = open(log_path if rank() == 0 else os.devnull, "a")
 
-    sharing = 1 if "processes" in config else world_size()
-    if any(size % sharing for size in config["batch"].values()):
-        raise RunError(f"a batch of {config['batch']} cannot be shared by {sharing} processes; change their number")
-    streams = {name: Stream(corpus, config["batch"][name] // sharing, config["seed"], frozen["train"][name])
+    times = config.get("processes", 1)  # in (b) each process reads a batch, in (a) and (c) they share one
+    streams = {name: Stream(corpus, times * config["batch"][name], config["seed"], frozen["train"][name])
                for name, corpus in corpora["train"].items()}
     loader = load_ahead(Steps(streams, rank(), world_size()), 0 if all(frozen["train"].values()) else setting.workers,
                         sampler=range(step, config["steps"]), pin_memory=device.type == "cuda")
@@ -265,7 +270,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
                 dev = {"dev_" + first.name: f"{metrics[first.name]:.1f}"}
                 log.write(json.dumps({"step": step, "dev": metrics}) + "\n")
 
-            if (step % setting.log_every == 0 or world_size() == 1) and anywhere(bool(received), device):
+            if (step % 10 == 0 or world_size() == 1) and anywhere(bool(received), device):
                 checkpoint(optimizer=optimizer.state_dict())
                 raise KeyboardInterrupt(f"{folder.name}: stopped after step {step} and saved")
             if step % setting.save_every == 0:
@@ -287,20 +292,25 @@ def make_all(stages: list[list[Run]], args, setting: Setting) -> None:
     """Make the runs that are not there yet, stage by stage; several at a time where --jobs allows."""
     total, done = sum(map(len, stages)), 0
     small = "tiny" in setting.encoder and args.device == "cpu" and world_size() == 1
-    jobs = args.jobs or (os.cpu_count() if small else 1)
+    jobs = 1 if world_size() > 1 else args.jobs or (os.cpu_count() if small else 1)
     for stage in stages:
         ready = [run for run in stage if (run.folder(args) / "result.json").exists()]
         waiting = [run for run in stage if run not in ready]
         for run in ready:
-            train(run, args, setting)  # only checks that it was made with these settings
+            make(run, args, setting)  # only checks that it was made with these settings
         done += len(ready)
         if jobs > 1 and len(waiting) > 1:
             make_together(waiting, jobs, args, setting)
         else:
             for number, run in enumerate(waiting, done + 1):
                 say(f"[{number}/{total}] {run.folder(args).name}")
-                train(run, args, setting)
+                make(run, args, setting)
         done += len(waiting)
+
+def make(run: Run, args, setting: Setting, quiet: bool = False) -> None:
+    """`train`, unless another command is just making the same run: then its result serves both."""
+    with locked(run.folder(args)) if world_size() == 1 else nullcontext():
+        train(run, args, setting, quiet)
 
 def make_together(runs: list[Run], jobs: int, args, setting: Setting) -> None:
     """Runs that do not need each other, `jobs` at a time, each in a process of its own with one thread."""
@@ -323,7 +333,8 @@ def make_together(runs: list[Run], jobs: int, args, setting: Setting) -> None:
                         sys.exit(process.exitcode)  # it has said why
         finally:
             for process in running:
-                os.kill(process.pid, signal.SIGINT)  # it saves first
+                with suppress(ProcessLookupError):  # it may just have ended
+                    os.kill(process.pid, signal.SIGINT)  # it saves first
             for process in running:
                 process.join()
 
@@ -331,7 +342,7 @@ def train_alone(run: Run, args, setting: Setting) -> None:
     """One run of `make_together`."""
     torch.set_num_threads(1)
     with one_sentence(args.debug):
-        train(run, args, setting, quiet=True)
+        make(run, args, setting, quiet=True)
 
 @contextmanager
 def one_sentence(debug: bool):
@@ -342,13 +353,15 @@ def one_sentence(debug: bool):
         print(f"{str(stop) or 'stopped'}; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except (DataError, EncoderError, RunError, OSError, RuntimeError) as error:
-        causes = {"DataLoader worker": "a process that reads audio was killed; fewer --workers need less memory",
-                  "allocate": "the memory is full; take a smaller --head-batch, --mtl-batch or --transfer-batch",
-                  "Connection": "another process of this run has died; see its message"}
+        causes = {"DataLoader worker": "a process that reads audio was killed; the same command goes on from the last "
+                                       "checkpoint, and fewer --workers need less memory",
+                  "allocate": "the memory is full; take a smaller --head-batch, --mtl-batch or --transfer-batch in a "
+                              "new --runs folder",
+                  "Connection": "another process of this run has died; the same command goes on from the last "
+                                "checkpoint"}
         text = str(error)
         if isinstance(error, RuntimeError):
-            cause = next((causes[sign] for sign in causes if sign in text), None)
-            text = cause and f"{cause} (the same command goes on from the last checkpoint)"
+            text = next((causes[sign] for sign in causes if sign in text), None)
         if debug or text is None:
             raise
         print(f"error: {text}", file=sys.stderr)
@@ -362,11 +375,9 @@ def main() -> None:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         if world_size() > 1:
             dist.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=timedelta(hours=12))
-        try:
-            make_requested(args)
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
+        make_requested(args)
+        if dist.is_initialized():  # not after an error: to destroy takes all processes, and the others may not know
+            dist.destroy_process_group()
 
 def make_requested(args) -> None:
     """Everything that the command line asks for, then the table, and for "all" the graphs."""
@@ -379,7 +390,7 @@ def make_requested(args) -> None:
     for args.seed, args.fold in itertools.product(seeds, folds):
         stages = with_needs(requested_runs(args), args)
         if args.dry_run:  # of one seed and fold
-            return dry_run(stages, args, setting)
+            return dry_run(stages, args, setting) if rank() == 0 else None
         make_all(stages, args, setting)
     if rank() == 0:
         print()

@@ -29,7 +29,7 @@ def pcgrad_backward(losses: dict[str, torch.Tensor], model, step: int) -> None:
         rows.append(torch.cat([g.flatten() for g in gradients[:len(shared)]]))
         for p, g in zip(own, gradients[len(shared):]):
             if g is not None:
-                p.grad = g if p.grad is None else p.grad + g
+                p.grad = g.contiguous() if p.grad is None else p.grad + g  # as fused Adam wants it
     originals = torch.stack(rows)  # (tasks, shared parameters)
     if dist.is_initialized():  # conflicts are between tasks, not between processes: average first
         for tensor in (originals, *(p.grad for p in own)):

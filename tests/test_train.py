@@ -206,7 +206,7 @@ def _gradients(rank: int, world: int, port: int, root: str, out: str) -> None:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         net = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
-        steps = Steps({name: Stream(corpora[name], 4 // world, 0) for name in names}, rank, world)
+        steps = Steps({name: Stream(corpora[name], 4, 0) for name in names}, rank, world)
         sum(net(steps[1]).values()).backward()
         found[case] = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
     if rank == 0:
