@@ -309,7 +309,7 @@ def make_all(stages: list[list[Run]], args, setting: Setting) -> None:
 
 def make(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     """`train`, unless another command is just making the same run: then its result serves both."""
-    with locked(run.folder(args)) if world_size() == 1 else nullcontext():
+    with locked(run.folder(args) / "run") if world_size() == 1 else nullcontext():
         train(run, args, setting, quiet)
 
 def make_together(runs: list[Run], jobs: int, args, setting: Setting) -> None:
