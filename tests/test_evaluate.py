@@ -6,7 +6,6 @@ import pytest
 
 import evaluate
 from evaluate import table_cells, table_rows
-from tasks import TASKS
 
 
 def fake_run(runs, scenario, label, metrics, seed=0, left_out=None, fold=1):

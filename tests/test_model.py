@@ -8,7 +8,6 @@ import random
 import sys
 import types
 import urllib.error
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +18,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 import model
-from model import (BASE, TINY, EncoderError, FrozenBatch, Hubert, LayerSum, MultiTask, frame_count, load_encoder,
+from model import (BASE, TINY, EncoderError, FrozenBatch, LayerSum, MultiTask, frame_count, load_encoder,
                    random_encoder, spec_augment)
 
 

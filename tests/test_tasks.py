@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from batches import collate
-from evaluate import build, examine
-from model import Hubert, MultiTask, TINY, random_encoder
+from model import MultiTask, TINY, random_encoder
 from tasks import TASKS, score, summarise
 
 ROOT = Path(__file__).parent.parent
