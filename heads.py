@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 class Head(nn.Module):
     """Any head: `loss(features (B, T, D), frames (B,), targets: list)` is a scalar; `predict(features, frames)` is a
-    list of B, in plain Python (call `eval()` before: some heads have dropout). All is float32: see `MultiTask`."""
+    list of B, in plain Python (call `eval()` before: some heads have dropout). All is float32: see `MultiTask`.
+    `frames` best lie on the CPU, wherever the features are: nobody has to wait for a GPU to know them."""
     pools = False          # True: a mean over time may come first (see features.FrozenFeatures)
     frame_aligned = False  # True: the targets are tied to time, so the features must not be time-warped
 
@@ -44,6 +45,7 @@ class ClassifierHead(Head):
 
     def logits(self, features: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
         """One (B, C) per slot."""
+        frames = frames.to(features.device)
         mean = _fill_padding(features, frames).sum(1) / frames[:, None]    # (B, D)
         return self.output(self.project(mean)).split(self.slots, dim=1)
 
@@ -68,7 +70,7 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
         order = sizes[:, None] - 1 - torch.arange(x.shape[1], device=x.device)
         return _fill_padding(_take(x, sizes, order), sizes, fill)
 
-    lengths = torch.tensor([len(ids) for ids in targets], device=logits.device)
+    lengths = torch.tensor([len(ids) for ids in targets])
     labels = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in targets], batch_first=True).to(logits.device)
     log_probs = logits.log_softmax(-1)
     if logits.is_cuda:    # a loop over frames is thousands of small kernels there: PyTorch has one, of equal value
@@ -145,7 +147,7 @@ class BLSTMCTCHead(CTCHead):
 
     def logits(self, features: Tensor, frames: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, C)."""
-        x = self.project(features)                                                              # (B, T, H)
+        x, frames = self.project(features), frames.to(features.device)                          # (B, T, H)
         mirrored = frames[:, None] - 1 - torch.arange(x.shape[1], device=x.device)              # (B, T)
         for ahead, back in zip(self.ahead, self.back):
             backwards = _take(back(_take(x, frames, mirrored))[0], frames, mirrored)
@@ -174,7 +176,7 @@ class DiarizationHead(Head):
     def logits(self, features: Tensor, frames: Tensor, size: int) -> Tensor:
         """(B, T, D) every 20 ms -> (B, size, K) every 10 ms: each frame is used twice, the last one until the end."""
         # DIFFERS: the released code repeats the padded batch's last frame: short utterances end in zeros, ours do not.
-        twice = _take(features, frames, torch.arange(size, device=features.device) // 2)
+        twice = _take(features, frames.to(features.device), torch.arange(size, device=features.device) // 2)
         return self.output(self.lstm(twice)[0])    # not packed: padding comes last, and nothing here looks ahead
 
     def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
@@ -220,6 +222,7 @@ class XVectorHead(Head):
 
     def embed(self, features: Tensor, frames: Tensor) -> Tensor:
         """(B, T, D) -> (B, H). Utterances below 15 frames repeat their last one (the released code fails on them)."""
+        frames = frames.to(features.device)
         index = torch.arange(max(features.shape[1], self.CONTEXT), device=features.device)
         x = self.tdnn(self.project(_take(features, frames, index)).transpose(1, 2)).transpose(1, 2)
         count = (frames - self.CONTEXT + 1).clamp(min=1)                                    # of x (B, T - 14, H)

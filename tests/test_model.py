@@ -18,6 +18,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 import model
+from batches import Batch
+from heads import BLSTMCTCHead, DiarizationHead, XVectorHead
 from model import (BASE, TINY, EncoderError, FrozenBatch, LayerSum, MultiTask, frame_count, load_encoder,
                    random_encoder, spec_augment)
 
@@ -125,6 +127,24 @@ def test_utterances_in_a_row_have_the_states_that_they_have_in_a_padded_batch():
     padded, counts = hubert(pad_sequence(waves, batch_first=True), torch.tensor([4_000, 9_000, 400]))
     assert counts.tolist() == frames and not padded[:, 0, 12:].any()
     assert torch.equal(torch.cat([padded[:, b, :n] for b, n in enumerate(frames)], 1), states)
+
+
+def test_waves_in_one_row_are_convolved_as_alone():
+    hubert, waves = random_encoder(TINY).double(), [wave.double() for wave in speech(400, 640, 719, 9_000, 16_000, 4_321)]
+    row = hubert._convolve_row(waves, [frame_count(len(wave)) for wave in waves])
+    apart = torch.cat([hubert.feature_extractor(wave[None], None)[0][0] for wave in waves])
+    weights, direction = list(hubert.feature_extractor.parameters()), torch.randn(apart.shape[1]).double()
+    torch.testing.assert_close(row, apart, rtol=0, atol=1e-9)
+    for ours, expected in zip(*(torch.autograd.grad((x * direction).sin().sum(), weights) for x in (row, apart))):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
+
+
+def test_rows_have_few_lengths(monkeypatch):
+    hubert, lengths = random_encoder(TINY), set()
+    hubert.feature_extractor.conv_layers[0].conv.register_forward_pre_hook(lambda _, inputs: lengths.add(inputs[0].shape[2]))
+    for n in range(400, 40_000, 1_234):
+        hubert._convolve_row([torch.zeros(n), torch.zeros(5_000)], [frame_count(n), frame_count(5_000)])
+    assert lengths == {32_000, 64_000}
 
 
 @pytest.mark.parametrize("sizes", [{}, {"encoder_attention_dropout": 0.3}])
@@ -548,6 +568,28 @@ def test_losses_and_gradients_are_those_of_separate_forwards(dtype, precision):
     torch.testing.assert_close(torch.stack([*losses.values()]), torch.stack(expected), rtol=precision, atol=precision)
     together, apart = gradient(multitask, losses.values()), gradient(multitask, expected)
     assert (together - apart).norm() < precision * apart.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_gives_the_losses_gradients_and_predictions_of_a_cpu(device="cuda"):
+    targets = {"a": [2, 3], "b": [[1, 2, 2]], "c": [torch.ones(n, 2) for n in (56, 18, 27)]}
+    multitask, batches = three_tasks(), {task: Batch(batch.waves, batch.lengths, targets[task], batch.ids)
+                                         for task, batch in step().items()}
+    multitask.heads.update({"a": XVectorHead(128, 4, 16), "b": BLSTMCTCHead(128, 5, 16), "c": DiarizationHead(128, 2, 16)})
+    multitask.heads["b"].dropout.p = 0.0
+
+    def outcome():
+        losses = multitask(batches).values()
+        slope = gradient(multitask, losses)
+        multitask.eval()
+        spoken = [torch.tensor(rows) for task in ("a", "c") for rows in multitask.predict(task, batches[task])]
+        multitask.train()
+        return [torch.stack([*losses]), slope, *spoken]
+
+    expected = outcome()
+    multitask.to(device)
+    for ours, reference in zip(outcome(), expected):
+        assert (ours.cpu() - reference).norm() < 2e-3 * reference.norm()  # LSTMs there work with 10 bits
 
 
 def test_under_autocast_the_encoder_is_bfloat16_and_heads_and_losses_are_float32():
