@@ -20,7 +20,7 @@ import torch
 from batches import Batch, Steps, Stream, collate, in_chunks
 from data import SAMPLE_RATE, Corpus, Utterance, load_audio
 from features import CHUNK_SECONDS, cache_states
-from model import BASE, TINY, MultiTask, frame_count, random_encoder
+from model import BASE, TINY, MultiTask, frame_count, keep_memory, random_encoder
 from tasks import TASKS
 
 MIX = {  # a step of MTL: task: seconds of an utterance, SUPERB's classes, a target of that length
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=32, help="of 1 to 4 s")
     parser.add_argument("--json", action="store_true", help="a JSON object per line")
     args = parser.parse_args()
+    keep_memory()
     if not args.json:
         print(f"{f'{args.encoder}, {torch.get_num_threads()} threads':32}", *(f"{heading:>12}" for heading in HEADINGS))
     with tempfile.TemporaryDirectory() as folder:

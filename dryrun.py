@@ -21,13 +21,17 @@ from scenarios import Run, Setting, configure
 FEW = 4  # utterances that the frozen encoder hears of each task
 
 def seconds_of(action, device: torch.device) -> tuple:
-    """How long the second call of `action` takes, and its result; the first one warms up."""
+    """How long the second call of `action` takes, and its result. The first one warms up; on a CPU, where that is soon
+    done, one call of more than a second is enough."""
     for _ in range(2):
         began = time.perf_counter()
         result = action()
         if device.type == "cuda":
             torch.cuda.synchronize()
-    return time.perf_counter() - began, result
+        seconds = time.perf_counter() - began
+        if device.type == "cpu" and seconds > 1:
+            break
+    return seconds, result
 
 def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
     """Print one row per task and one for MTL, then hours, disk and memory of all runs that are not there yet."""
@@ -38,6 +42,7 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
         corpora[name] = {split: read(name, split, config) for split in ("train", "dev", "test")}
     table = [["what", "utterances", "hours", "outputs", "batch", "ms/step", "encode h", "cache GB"]]
     hours = disk_gb = 0.0
+    heard = {}  # task: seconds, and what the frozen encoder says about FEW utterances: the same in (a) and in (c)
     alike = {}  # runs that cost the same: one task on a frozen encoder, in (a) or in (c), or several at once
     for run in runs:
         alone = run.scenario in ("ssl", "transfer")
@@ -48,8 +53,8 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
         model = build(config, {name: corpora[name]["train"].classes for name in tasks}, args.runs).to(device)
         streams = {name: Stream(corpora[name]["train"], config["batch"][name]) for name in tasks}
         batches = Steps(streams)[0]
-        heard = [corpus for name in tasks for corpus in corpora[name].values()]
-        hours_heard = sum(sum(corpus.lengths) for corpus in heard) / SAMPLE_RATE / 3600
+        parts = [corpus for name in tasks for corpus in corpora[name].values()]
+        hours_of_audio = sum(sum(corpus.lengths) for corpus in parts) / SAMPLE_RATE / 3600
 
         def step() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
@@ -57,28 +62,28 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
             loss.backward()  # Adam's share of a step is left out, and so are the looks at dev and test
 
         @torch.no_grad()
-        def encode() -> FrozenBatch:
-            """What the frozen encoder says about the first utterances, as in features.py."""
-            states, frames = model.encoder(batch.waves[:FEW].to(device), batch.lengths[:FEW])
-            if pooled:
-                states, frames = states.mean(2, keepdim=True), torch.ones_like(frames)
-            return FrozenBatch(states, frames, batch.targets, batch.ids)
+        def encode() -> tuple:
+            return model.encoder(batch.waves[:FEW].to(device), batch.lengths[:FEW])
 
         encode_hours = cache_gb = 0.0
         if what != "all at once":
             batch, pooled = batches[name], means_suffice(model.heads[name], True, config["augment"])
             cache_gb = cache_gigabytes(model.encoder, corpora[name]["train"], True, pooled)
             if cache_gb <= setting.cache_gb:  # else the encoder runs at each step
-                seconds, frozen = seconds_of(encode, device)
-                encode_hours = seconds / int(batch.lengths[:FEW].sum()) * hours_heard * SAMPLE_RATE
-                again = [k % len(frozen.frames) for k in range(len(batch.targets))]  # a whole batch, of the few
-                batches[name] = FrozenBatch(frozen.states[:, again], frozen.frames[again],
-                                            [batch.targets[k] for k in again], batch.ids)
+                if name not in heard:
+                    heard[name] = seconds_of(encode, device), int(batch.lengths[:FEW].sum())
+                (seconds, (states, frames)), samples = heard[name]
+                encode_hours = seconds / samples * hours_of_audio * SAMPLE_RATE
+                if pooled:  # as in features.py
+                    states, frames = states.mean(2, keepdim=True), torch.ones_like(frames)
+                again = [k % len(frames) for k in range(len(batch.targets))]  # a whole batch, of the few
+                targets = [batch.targets[k] for k in again]
+                batches[name] = FrozenBatch(states[:, again], frames[again], targets, batch.ids)
                 disk_gb += cache_gb
         else:
             disk_gb += len(group) * 3 * 4 * sum(p.numel() for p in model.parameters()) / 1e9  # with Adam's moments
         per_step, _ = seconds_of(step, device)
-        table.append([what, f"{sum(len(corpus.utterances) for corpus in heard):,}", f"{hours_heard:.1f}",
+        table.append([what, f"{sum(len(corpus.utterances) for corpus in parts):,}", f"{hours_of_audio:.1f}",
                       str(corpora[name]["train"].classes) if what != "all at once" else "",
                       str(sum(config["batch"].values())), f"{1000 * per_step:.1f}", f"{encode_hours:.2f}",
                       f"{cache_gb:.1f}"])

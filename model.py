@@ -7,9 +7,11 @@ B utterances, N samples (16 kHz), T frames (50 Hz), C channels, D dimensions (76
 `lengths` (B,) are in samples; they and the `frames` counted from them best stay on the CPU: a GPU need not wait then.
 """
 import argparse
+import ctypes
 import json
 import re
 from collections import namedtuple
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -37,6 +39,14 @@ FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 
 class EncoderError(Exception):
     """An encoder that cannot be loaded: the message is one sentence with the file and what is wrong with it."""
+
+def keep_memory() -> None:
+    """Freed memory stays with this process. glibc (Linux) else gives each large tensor back to the system and asks for
+    the next one anew, page by page: up to a quarter of an MTL step on a CPU. Without glibc this does nothing."""
+    with suppress(OSError, AttributeError):
+        glibc = ctypes.CDLL("libc.so.6")
+        glibc.mallopt(-4, 0)   # M_MMAP_MAX: no block is a mapping of its own
+        glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the end of the heap is not given back
 
 def frame_count(samples):
     """Frames in so many samples (int or tensor): one every 320 (20 ms), each sees 400 (25 ms), none below 400."""
@@ -91,7 +101,7 @@ class Hubert(nn.Module):
 
     def _convolve_row(self, waves: list[Tensor], frames: list[int]) -> Tensor:
         """As the feature extractor, but all waves in one row, for a GPU: (F, C). cuDNN plans every new length for
-        milliseconds, so rows have few. (Wave by wave, MTL took an H100 1.8 s a step, and 0.4 s with lengths seen before.)
+        milliseconds, so rows have few. (Wave by wave, MTL took an H100 1.8 s a step, 0.4 s with lengths seen before.)
 
         Waves start at multiples of HOP samples, so a wave's frames are those that it has alone; the others are dropped.
         """
@@ -132,8 +142,22 @@ def _attend(attention: nn.Module, x: Tensor, frames: list[int]) -> Tensor:
         projection(x).view(1, len(x), attention.num_heads, -1).transpose(1, 2).split(frames, dim=2)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj))  # (1, heads, T, D / heads) each
     dropout = attention.dropout if attention.training else 0.0
-    mixed = [F.scaled_dot_product_attention(*one, dropout_p=dropout) for one in zip(queries, keys, values)]
+    if dropout and not x.is_cuda:
+        mixed = [_attend_with_dropout(*one, dropout) for one in zip(queries, keys, values)]
+    else:
+        mixed = [F.scaled_dot_product_attention(*one, dropout_p=dropout) for one in zip(queries, keys, values)]
     return attention.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).reshape(x.shape))
+
+def _attend_with_dropout(queries: Tensor, keys: Tensor, values: Tensor, dropout: float) -> Tensor:
+    """scaled_dot_product_attention(..., dropout_p=dropout), (1, heads, T, d), at half the cost on a CPU: 16 random bits
+    for each share of attention, not 64, and head by head where all shares would not fit into its cache."""
+    (_, heads, T, d), mixed = queries.shape, []
+    for q, k, v in zip(*(x[0].split(heads if T < 700 else 1) for x in (queries * d**-0.5, keys, values))):
+        shares = (q @ k.transpose(1, 2)).softmax(-1)  # (heads, T, T)
+        bits = torch.randint(-2**63, 2**63 - 1, (shares.numel() // 4 + 1,)).view(torch.int16)[:shares.numel()]
+        kept = (bits >= dropout * 2**16 - 2**15).view(shares.shape)
+        mixed.append((shares * kept) @ v)
+    return torch.cat(mixed)[None] / (1 - dropout)
 
 def random_encoder(sizes: dict, seed: int = 0) -> Hubert:
     """An encoder that has learnt nothing, always the same, which leaves the caller's random numbers alone."""

@@ -42,7 +42,7 @@ from data import Corpus, DataError
 from dryrun import dry_run
 from evaluate import RunError, build, examine, load_checkpoint, load_json, print_results, read, restore, write_result
 from features import FrozenFeatures, cache_states, locked, means_suffice, save
-from model import EncoderError, MultiTask
+from model import EncoderError, MultiTask, keep_memory
 from scenarios import Run, Setting, arguments, configure, rank, requested_runs, setting_of, with_needs, world_size
 from tasks import TASKS, summarise
 from weighting import pcgrad_backward, uncertainty_total
@@ -369,6 +369,7 @@ def one_sentence(debug: bool):
 
 def main() -> None:
     args = arguments(__doc__)
+    keep_memory()
     with one_sentence(args.debug):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if args.device == "cuda":

@@ -147,15 +147,46 @@ def test_rows_have_few_lengths(monkeypatch):
     assert lengths == {32_000, 64_000}
 
 
-@pytest.mark.parametrize("sizes", [{}, {"encoder_attention_dropout": 0.3}])
-def test_dropout_is_torchaudios(sizes):
-    still = {"encoder_projection_dropout": 0.0, "encoder_dropout": 0.0}  # or else in another order
-    hubert, (wave,) = random_encoder(TINY | (still if sizes else {}) | sizes), speech(6_000)
+def test_dropout_is_torchaudios():
+    hubert, (wave,) = random_encoder(TINY), speech(6_000)
     hubert.train()
     torch.manual_seed(0)
     ours = alone(hubert, wave)
     torch.manual_seed(0)
     torch.testing.assert_close(ours, torchaudio_states(hubert, wave), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("T", [64, 704])
+def test_attention_dropout_keeps_each_share_with_its_probability_and_scales_it(T):
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 1, 3, T, T).double()
+    every_share = torch.eye(T).double().expand(1, 3, T, T)  # as values: what comes out is the shares
+    shares = F.scaled_dot_product_attention(queries, keys, every_share)
+    dropped = model._attend_with_dropout(queries, keys, every_share, 0.3)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped, torch.where(kept, shares / 0.7, 0), rtol=1e-9, atol=1e-12)
+    assert abs(kept.double().mean() - 0.7) < 4 * (0.21 / kept.numel())**0.5
+    assert abs(kept[0, 0].ne(kept[0, 1]).double().mean() - 0.42) < 0.05  # each head has a mask of its own
+
+
+def test_attention_dropout_has_its_derivative():
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 2, 5, 3, dtype=torch.double, requires_grad=True) for _ in range(3)]
+
+    def same_mask(*inputs):
+        torch.manual_seed(1)
+        return model._attend_with_dropout(*inputs, 0.3)
+
+    assert torch.autograd.gradcheck(same_mask, inputs)
+
+
+def test_attention_drops_out_in_training_only():
+    hubert, (wave,) = random_encoder(TINY | {"encoder_projection_dropout": 0.0, "encoder_dropout": 0.0,
+                                             "encoder_attention_dropout": 0.3}), speech(6_000)
+    still = alone(hubert, wave)
+    assert torch.equal(alone(hubert, wave), still)
+    hubert.train()
+    assert not torch.equal(alone(hubert, wave), still)
 
 
 def test_the_convolutions_learn_at_a_tenth_of_the_rate_and_nothing_else_does():
