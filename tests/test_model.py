@@ -601,6 +601,7 @@ def test_losses_and_gradients_are_those_of_separate_forwards(dtype, precision):
     assert (together - apart).norm() < precision * apart.norm()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_gives_the_losses_gradients_and_predictions_of_a_cpu(device="cuda"):
     targets = {"a": [2, 3], "b": [[1, 2, 2]], "c": [torch.ones(n, 2) for n in (56, 18, 27)]}
