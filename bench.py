@@ -12,13 +12,13 @@ import tempfile
 import timeit
 from collections.abc import Iterator
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 import soundfile
 import torch
 
 from batches import Batch, Steps, Stream, collate, in_chunks
 from data import SAMPLE_RATE, Corpus, Utterance, load_audio
+from dryrun import memory_gigabytes
 from features import CHUNK_SECONDS, cache_states
 from model import BASE, TINY, MultiTask, frame_count, keep_memory, random_encoder
 from tasks import TASKS
@@ -59,8 +59,8 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
         speed = sum(lengths) / SAMPLE_RATE / seconds if lengths else None
         share = 100 * work / peaks[precision] / seconds if work else None
         padding = 100 - 100 * args.repeats * sum(map(frame_count, lengths)) / sum(frames) if work else None
-        memory = torch.cuda.max_memory_allocated() if cuda else 1024 * getrusage(RUSAGE_SELF).ru_maxrss
-        return {"what": what, **dict(zip(HEADINGS, (1e3 * seconds, speed, share, padding, memory / 1e9))), "note": note}
+        memory = torch.cuda.max_memory_allocated() / 1e9 if cuda else memory_gigabytes()
+        return {"what": what, **dict(zip(HEADINGS, (1e3 * seconds, speed, share, padding, memory))), "note": note}
 
     def update(model: MultiTask, optimizer: torch.optim.Optimizer, shares: list[dict], precision="fp32") -> None:
         """An update as in train.py; each share {task: batch} is a forward pass of its own."""
@@ -99,7 +99,10 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     once = fastest(lambda: found.append(
         cache_states(encoder, corpus, True, True, folder / str(len(found)), 50, quiet=True)))
     steps = Steps({"IC": Stream(corpus, recipe.batch, 0, found[0])})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in train.py
     step = fastest(lambda: [update(model, optimizer, [steps[k]]) for k in range(200)]) / 200
+    torch.set_num_threads(threads)
     later = step * len(lengths) / recipe.batch
     total, again = once + 20 * later, 20 * (encoding["fp32"] + later)
     yield row("frozen IC head, first epoch", once + later, lengths)

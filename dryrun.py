@@ -1,21 +1,22 @@
-"""A dry run: whatever could go wrong on the way to Table 1, tried in a minute or two, and what it all will cost.
+"""A dry run: a step or two of each kind on the way to Table 1, and roughly what it all will cost.
 
     python train.py --data DIR --scenario transfer --task IC --dry-run
 
-Reads every corpus that the scenario needs, loads the encoder, takes one real step of every task with a frozen encoder
-and one MTL step, and multiplies. The times are of this machine, now, from single steps: hours or weeks, no more.
+Reads every corpus that the scenario needs, loads the encoder, takes real steps of every task with a frozen encoder and
+of MTL, and multiplies. The times are of this machine, now, from single steps: they tell hours from weeks, no more.
 """
-import resource
+import sys
 import time
+from resource import RUSAGE_SELF, getrusage
 
 import torch
 from tqdm import tqdm
 
-from batches import Steps, Stream
+from batches import Batch, Steps, Stream
 from data import SAMPLE_RATE
 from evaluate import build, print_table, read
 from features import cache_gigabytes, means_suffice
-from model import FrozenBatch
+from model import FrozenBatch, MultiTask
 from scenarios import Run, Setting, configure
 
 FEW = 4  # utterances that the frozen encoder hears of each task
@@ -33,64 +34,69 @@ def seconds_of(action, device: torch.device) -> tuple:
             break
     return seconds, result
 
+def memory_gigabytes() -> float:
+    """The most memory that this process has used."""
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+@torch.no_grad()
+def encode(model: MultiTask, batch: Batch) -> tuple:
+    """The encoder's states and frames of the first utterances of a batch."""
+    return model.encoder(batch.waves[:FEW].to(model.layer_sum.weights.device), batch.lengths[:FEW])
+
 def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
-    """Print one row per task and one for MTL, then hours, disk and memory of all runs that are not there yet."""
+    """Print a row for each task in (a) and in (c) and one for MTL, then hours, disk and memory of all runs that are not
+    there yet."""
     runs = [run for stage in stages for run in stage if not (run.folder(args) / "result.json").exists()]
     names, device, corpora = dict.fromkeys(name for run in runs for name in run.tasks), torch.device(args.device), {}
     for name in names:
-        config = configure(runs[0], args, setting)
-        corpora[name] = {split: read(name, split, config) for split in ("train", "dev", "test")}
+        corpora[name] = {split: read(name, split, configure(runs[0], args, setting))
+                         for split in ("train", "dev", "test")}
     table = [["what", "utterances", "hours", "outputs", "batch", "ms/step", "encode h", "cache GB"]]
     hours = disk_gb = 0.0
     heard = {}  # task: seconds, and what the frozen encoder says about FEW utterances: the same in (a) and in (c)
     alike = {}  # runs that cost the same: one task on a frozen encoder, in (a) or in (c), or several at once
     for run in runs:
-        alone = run.scenario in ("ssl", "transfer")
-        alike.setdefault(f"{run.tasks[0]}, {run.scenario}" if alone else "all at once", []).append(run)
-    for what, group in tqdm(alike.items(), "two steps of each", unit="task"):
-        tasks, name = group[0].tasks, group[0].tasks[0]
-        config = configure(group[0], args, setting) | {"encoder": setting.encoder}
+        several = {"mtl": "all at once", "leave-one-out": "all at once", "control": "all, frozen"}
+        alike.setdefault(several.get(run.scenario, f"{run.tasks[0]}, {run.scenario}"), []).append(run)
+    for what, group in tqdm(alike.items(), "a step or two of each", unit="row"):
+        tasks = group[0].tasks
+        config = configure(group[0], args, setting) | {"encoder": setting.encoder}  # that of (c) is not there yet
         model = build(config, {name: corpora[name]["train"].classes for name in tasks}, args.runs).to(device)
-        streams = {name: Stream(corpora[name]["train"], config["batch"][name]) for name in tasks}
-        batches = Steps(streams)[0]
-        parts = [corpus for name in tasks for corpus in corpora[name].values()]
-        hours_of_audio = sum(sum(corpus.lengths) for corpus in parts) / SAMPLE_RATE / 3600
+        batches = Steps({name: Stream(corpora[name]["train"], config["batch"][name]) for name in tasks})[0]
+        audio = {name: sum(sum(corpus.lengths) for corpus in corpora[name].values()) for name in tasks}  # in samples
 
         def step() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
                 loss = sum(model(batches).values())
             loss.backward()  # Adam's share of a step is left out, and so are the looks at dev and test
 
-        @torch.no_grad()
-        def encode() -> tuple:
-            return model.encoder(batch.waves[:FEW].to(device), batch.lengths[:FEW])
-
-        encode_hours = cache_gb = 0.0
-        if what != "all at once":
+        encode_hours, cache_gb, each_step = 0.0, 0.0, []
+        for name in () if config["trains_encoder"] else tasks:
             batch, pooled = batches[name], means_suffice(model.heads[name], True, config["augment"])
-            cache_gb = cache_gigabytes(model.encoder, corpora[name]["train"], True, pooled)
-            if cache_gb <= setting.cache_gb:  # else the encoder runs at each step
-                if name not in heard:
-                    heard[name] = seconds_of(encode, device), int(batch.lengths[:FEW].sum())
-                (seconds, (states, frames)), samples = heard[name]
-                encode_hours = seconds / samples * hours_of_audio * SAMPLE_RATE
-                if pooled:  # as in features.py
-                    states, frames = states.mean(2, keepdim=True), torch.ones_like(frames)
-                again = [k % len(frames) for k in range(len(batch.targets))]  # a whole batch, of the few
-                targets = [batch.targets[k] for k in again]
-                batches[name] = FrozenBatch(states[:, again], frames[again], targets, batch.ids)
-                disk_gb += cache_gb
-        else:
-            disk_gb += len(group) * 3 * 4 * sum(p.numel() for p in model.parameters()) / 1e9  # with Adam's moments
+            task_gb = cache_gigabytes(model.encoder, corpora[name]["train"], True, pooled)  # dev and test need less
+            if task_gb > setting.cache_gb:
+                each_step.append(name)
+                continue
+            if name not in heard:
+                heard[name] = int(batch.lengths[:FEW].sum()), *seconds_of(lambda: encode(model, batch), device)
+            samples, seconds, (states, frames) = heard[name]
+            if pooled:  # as in features.py
+                states, frames = states.mean(2, keepdim=True), torch.ones_like(frames)
+            again = [k % len(frames) for k in range(len(batch.targets))]  # a whole batch, of the few
+            targets = [batch.targets[k] for k in again]
+            batches[name] = FrozenBatch(states[:, again], frames[again], targets, batch.ids)
+            encode_hours, cache_gb = encode_hours + seconds * audio[name] / samples / 3600, cache_gb + task_gb
+        weights_gb = 3 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e9  # with Adam's moments
+        disk_gb += cache_gb + len(group) * weights_gb
         per_step, _ = seconds_of(step, device)
-        table.append([what, f"{sum(len(corpus.utterances) for corpus in parts):,}", f"{hours_of_audio:.1f}",
-                      str(corpora[name]["train"].classes) if what != "all at once" else "",
-                      str(sum(config["batch"].values())), f"{1000 * per_step:.1f}", f"{encode_hours:.2f}",
-                      f"{cache_gb:.1f}"])
+        utterances = sum(len(corpus.utterances) for name in tasks for corpus in corpora[name].values())
+        table.append([what, f"{utterances:,}", f"{sum(audio.values()) / SAMPLE_RATE / 3600:.1f}",
+                      str(corpora[tasks[0]]["train"].classes) if len(tasks) == 1 else "",
+                      str(sum(config["batch"].values())), f"{1000 * per_step:.1f}",
+                      "each step" if each_step else f"{encode_hours:.2f}", f"{cache_gb:.1f}"])
         hours += sum(encode_hours + configure(run, args, setting)["steps"] * per_step / 3600 for run in group)
     print_table(table)
-    memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU" if device.type == "cuda" else ""
     time_needed = f"{hours:,.1f} hours" if hours > 2 else f"{60 * hours:.1f} minutes"
     print(f"\n{len(runs)} runs to make: about {time_needed} on this machine with one process ({device}, "
-          f"{args.precision}), {disk_gb:.1f} GB of disk, {memory_gb:.1f} GB of memory{gpu}. No run was begun.")
+          f"{args.precision}), {disk_gb:.1f} GB of disk, {memory_gigabytes():.1f} GB of memory{gpu}. No run was begun.")

@@ -1,7 +1,7 @@
 """What a frozen encoder says about a corpus: computed once, kept in a file, read back as batches (scenarios a and c).
 
-With a frozen encoder every epoch would repeat the same hours of encoding. Instead each utterance goes through it
-once, ever; heads are then trained on memory-mapped states, at the cost of a few matrix products per step.
+With a frozen encoder every epoch would repeat the same hours of encoding. Instead each utterance (of a long one, some
+crops) goes through it once; heads are then trained on memory-mapped states, at the cost of a few matrix products.
 
 B utterances, T frames (50 Hz), S = L + 1 hidden states, D dimensions.
 """
@@ -71,8 +71,8 @@ class FrozenFeatures:
             raise ValueError(f"{path} is not whole")
 
     def batch(self, visits: list[tuple[int, int | None]]) -> FrozenBatch:
-        """The states of some visits (utterance, crop seed or None), padded with zeros."""
-        crops = [self.first[i] + (seed or 0) % (self.first[i + 1] - self.first[i]) for i, seed in visits]
+        """The states of some (utterance, visit number or None) pairs, zero padded; the number chooses the crop."""
+        crops = [self.first[i] + (number or 0) % (self.first[i + 1] - self.first[i]) for i, number in visits]
         frames, starts = self.frames[crops], self.starts[crops]
         if self.pooled:  # all of the same size: a batch is one gather
             means = self.data.view(-1, self.S, self.D)[starts // (self.S * self.D)]  # (B, S, D)
@@ -108,11 +108,11 @@ def cache_gigabytes(encoder: Hubert, corpus: Corpus, training: bool, pooled: boo
     return rows * encoder.states * encoder.dim * 4 / 1e9
 
 def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path, room_gb: float,
-           workers: int = 0, quiet: bool = False) -> FrozenFeatures | None:
+                 workers: int = 0, quiet: bool = False) -> FrozenFeatures | None:
     """Run a frozen encoder once over a corpus and keep its states in `folder`; None if that takes more than `room_gb`.
 
     The file is named by a digest of all that decides its content: the encoder's weights, the audio files (path, size,
-    time) and how they are loaded, and the code that makes them. PR and ASR hear the same audio: they share a file.
+    time) and how they are loaded, and the code that makes them. PR and ASR share a file if they hear the same.
     """
     gigabytes = cache_gigabytes(encoder, corpus, training, pooled)
     if gigabytes > room_gb:
@@ -125,7 +125,7 @@ def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, 
             return FrozenFeatures(corpus, path)
         except (OSError, ValueError):  # not there yet, or damaged
             title = f"{corpus.task}: encoding {'train' if training else 'dev/test'} once, {gigabytes:.2f} GB"
-            _encode(encoder, corpus, training, pooled, path, workers, title, quiet)
+            _write_states(encoder, corpus, training, pooled, path, workers, title, quiet)
         return FrozenFeatures(corpus, path)
 
 def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> str:
@@ -141,11 +141,11 @@ def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> st
     return digest.hexdigest()
 
 @torch.no_grad()
-def _encode(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, path: Path, workers: int, title: str,
-            quiet: bool) -> None:
+def _write_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, path: Path, workers: int, title: str,
+                  quiet: bool) -> None:
     """Encode every crop, shortest first, and write their states (S, T, D) one after the other, then an index."""
     counts, device = crop_counts(corpus, training), next(encoder.parameters()).device
-    visits = [(i, seed if training else None) for i, count in enumerate(counts) for seed in range(count)]
+    visits = [(i, crop if training else None) for i, count in enumerate(counts) for crop in range(count)]
     chunks = in_chunks(corpus, visits, CHUNK_SECONDS)
     loader = load_ahead(chunks, workers, functools.partial(collate, corpus))
     progress = tqdm(loader, title, unit="batch", leave=False, disable=quiet, delay=1)
@@ -156,9 +156,9 @@ def _encode(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, path:
         for chunk, batch in zip(chunks, progress):
             waves = [wave[:n].to(device) for wave, n in zip(batch.waves, batch.lengths.tolist())]
             states, sizes = encoder.encode(waves)  # (S, all frames, D)
-            for (i, seed), own in zip(chunk, states.split(sizes, dim=1)):
+            for (i, crop), own in zip(chunk, states.split(sizes, dim=1)):
                 own = own.mean(1, keepdim=True) if pooled else own  # (S, 1 or T, D)
-                frames[first[i] + (seed or 0)], starts[first[i] + (seed or 0)] = own.shape[1], file.tell() // 4
+                frames[first[i] + (crop or 0)], starts[first[i] + (crop or 0)] = own.shape[1], file.tell() // 4
                 file.write(own.cpu().contiguous().numpy().tobytes())
 
     save(path, write)

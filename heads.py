@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 class Head(nn.Module):
     """Any head: `loss(features (B, T, D), frames (B,), targets: list)` is a scalar; `predict(features, frames)` is a
     list of B, in plain Python (call `eval()` before: some heads have dropout). All is float32: see `MultiTask`.
-    `frames` best lie on the CPU, wherever the features are: nobody has to wait for a GPU to know them."""
+    `frames` best lie on the CPU, wherever the features are: nobody then waits for a GPU to know them."""
     pools = False          # True: a mean over time may come first (see features.FrozenFeatures)
     frame_aligned = False  # True: the targets are tied to time, so the features must not be time-warped
 
@@ -34,8 +34,8 @@ def _take(x: Tensor, lengths: Tensor, index: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], torch.minimum(index, lengths[:, None] - 1).clamp(min=0)]
 
 class ClassifierHead(Head):
-    """Linear, mean over time, Linear; `classes` = (6, 14, 4) asks three questions at once. Without an activation, the
-    mean may come first, mean_t(W x_t + b) = W mean_t(x_t) + b: the same head, and T times cheaper."""
+    """SUPERB's Linear, mean over time, Linear; `classes` = (6, 14, 4) asks three questions at once. As there is no
+    activation, the mean comes first here, mean_t(W x_t + b) = W mean_t(x_t) + b: the same head, and T times cheaper."""
     pools = True
 
     def __init__(self, dim: int, classes: int | tuple, hidden: int = 256):
@@ -65,7 +65,8 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
     belong together. So the network names one token per frame, and all alignments that read as the target count:
         p(target) = sum over alignments a of prod_t p_t(a_t)      H H _ E L _ L L O _  reads as  H E L L O
     To read one, merge repeats, then drop blanks (_, id 0). The blank lets a frame say nothing, and keeps a double
-    letter (L _ L) apart from a long one (L L). A target too long for T frames has loss 0 (torch's zero_infinity)."""
+    letter (L _ L) apart from a long one (L L). A target too long for T frames has loss 0 (torch's zero_infinity);
+    data.py lets none into training."""
     def backwards(x: Tensor, sizes: Tensor, fill: float = 0) -> Tensor:
         order = sizes[:, None] - 1 - torch.arange(x.shape[1], device=x.device)
         return _fill_padding(_take(x, sizes, order), sizes, fill)

@@ -1,10 +1,12 @@
-"""HuBERT, the weighted sum of its hidden states, and the multi-task model (paper, Sections 2 and 3.2).
+r"""HuBERT, the weighted sum of its hidden states, and the multi-task model (paper, Sections 2 and 3.2).
 
     waves -> HuBERT -> L+1 hidden states -> weighted sum -> SpecAugment -> one head per task -> losses
-             \\__ shared by all tasks, trained or frozen __/   \\ training /
+             \___ trained or frozen ___/    \ always trained /   \ training /
+             \_______ shared by all tasks ________/
 
 B utterances, N samples (16 kHz), T frames (50 Hz), C channels, D dimensions (768), L transformer layers (12).
-`lengths` (B,) are in samples; they and the `frames` counted from them best stay on the CPU: a GPU need not wait then.
+`lengths` (B,) are in samples; they and the `frames` counted from them best stay on the CPU: nobody then waits for a
+GPU to know them.
 """
 import argparse
 import ctypes
@@ -32,7 +34,7 @@ TINY = BASE | {  # 0.9 M parameters
     "extractor_conv_layer_config": [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
     "encoder_embed_dim": 128, "encoder_num_layers": 4, "encoder_num_heads": 4, "encoder_ff_interm_features": 512,
     "encoder_pos_conv_kernel": 32, "encoder_pos_conv_groups": 8, "encoder_projection_dropout": 0.05,
-    "encoder_dropout": 0.05, "encoder_attention_dropout": 0.0}  # else a CPU's attention takes 7 times as long
+    "encoder_dropout": 0.05, "encoder_attention_dropout": 0.0}  # dropout there is what a CPU is slow at
 ROUND = 100  # frames: on a GPU, the row of all utterances has a multiple of these
 # Replaces a batches.Batch that a frozen encoder has already heard: its states (L+1, B, T, D) and frames (B,).
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
@@ -61,7 +63,7 @@ class Hubert(nn.Module):
         network = torchaudio.models.wav2vec2_model(**sizes, aux_num_out=None)
         self.feature_extractor, self.encoder = network.feature_extractor, network.encoder
         self.sizes, self.dim, self.states = sizes, sizes["encoder_embed_dim"], sizes["encoder_num_layers"] + 1
-        self.conv_gradient = 0.1  # scales the gradient of the convolutions, as in pretraining
+        self.conv_gradient = 0.1  # scales the gradient of the convolutions, as when HuBERT Base was pretrained
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waves (B, N) float32 at 16 kHz, lengths (B,) -> states (L+1, B, T, D), zero where padded; frames (B,).
@@ -76,7 +78,7 @@ class Hubert(nn.Module):
         """waves [(n,), ...] -> states (L+1, F, D), frames: those of all utterances, one utterance after the other.
 
         Most work is done frame by frame, so all utterances share large matrix products. Attention takes one utterance
-        at a time, and so do the convolutions of waves on a CPU: no padding is computed, nothing needs a mask."""
+        at a time, and so do the convolutions of waves on a CPU: no layer computes padding, nothing needs a mask."""
         frames = [frame_count(len(wave)) for wave in waves]
         if min(frames) < 1:
             raise ValueError(f"an utterance of {min(map(len, waves))} samples is shorter than one frame (400)")
@@ -100,14 +102,14 @@ class Hubert(nn.Module):
         return torch.stack(states), frames
 
     def _convolve_row(self, waves: list[Tensor], frames: list[int]) -> Tensor:
-        """As the feature extractor, but all waves in one row, for a GPU: (F, C). cuDNN plans every new length for
-        milliseconds, so rows have few. (Wave by wave, MTL took an H100 1.8 s a step, 0.4 s with lengths seen before.)
+        """As the feature extractor, but all waves in one row, for a GPU: (F, C). There each wave would take launches of
+        its own, and cuDNN plans every new length for milliseconds: rows have few lengths.
 
         Waves start at multiples of HOP samples, so a wave's frames are those that it has alone; the others are dropped.
         """
         hops = [-(-len(wave) // HOP) for wave in waves]
         row = torch.cat([F.pad(wave, (0, n * HOP - len(wave))) for wave, n in zip(waves, hops)])
-        x = F.pad(row, (0, HOP * (ROUND - sum(hops) % ROUND)))[None, None]
+        x = F.pad(row, (0, HOP * (ROUND - sum(hops) % ROUND)))[None, None]  # never 0: a last frame sees 80 samples more
         for block in self.feature_extractor.conv_layers:
             x = block.conv(x)
             if block.layer_norm is not None:  # of the first block, over the time of each wave
@@ -121,7 +123,7 @@ class Hubert(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Is nothing trained, after `requires_grad_(False)`?"""
+        """True after `requires_grad_(False)`: nothing is trained."""
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def train(self, mode: bool = True) -> "Hubert":
@@ -285,7 +287,7 @@ class MultiTask(nn.Module):
     def forward(self, batches: dict) -> dict[str, Tensor]:
         """{task: batches.Batch or FrozenBatch} -> {task: loss}; every process must name the same tasks in one order."""
         losses = {}
-        for task, (features, frames) in self._encode(batches).items():
+        for task, (features, frames) in self._features(batches).items():
             if self.training and self.augment:
                 # DIFFERS: the released code warps the features of diarization but not its labels; we warp neither.
                 features = spec_augment(features, frames, not self.heads[task].frame_aligned, self.time_width)
@@ -304,10 +306,10 @@ class MultiTask(nn.Module):
     @torch.no_grad()
     def predict(self, task: str, batch) -> list:
         """The head's predictions for a batch of B utterances. Call `eval()` before."""
-        features, frames = self._encode({task: batch})[task]
+        features, frames = self._features({task: batch})[task]
         return self.heads[task].predict(features, frames)
 
-    def _encode(self, batches: dict) -> dict[str, tuple[Tensor, Tensor]]:
+    def _features(self, batches: dict) -> dict[str, tuple[Tensor, Tensor]]:
         """{task: batch} -> {task: (features (B, T, D), frames (B,))}; the encoder hears all utterances at once."""
         pad, device = nn.utils.rnn.pad_sequence, self.layer_sum.weights.device
         waves = [wave[:n] for batch in batches.values() if not isinstance(batch, FrozenBatch)

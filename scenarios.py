@@ -45,7 +45,7 @@ class Setting:
     transfer_warmup: int = flag(5_000, "(c): updates of warm-up")
     transfer_batch: int = flag(8, "(c): utterances per update, of all processes")
     evaluate_every: int = flag(5_000, "(c): updates between two looks at dev")
-    mask_frames: int = flag(40, "(b), (c): SpecAugment's time masks have fewer frames (20 ms) than this; 0 = none")
+    mask_frames: int = flag(40, "(b), (c): SpecAugment's time masks, in frames, are shorter; 0 = no SpecAugment")
     conv_gradient: float = flag(0.1, "(b): scales the gradient of HuBERT's convolutions; 0 = they stay as they are")
     save_every: int = flag(1_000, "updates between two checkpoints: a kill loses at most these")
     log_every: int = flag(100, "updates between two lines of log.jsonl")

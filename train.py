@@ -100,6 +100,7 @@ def agree_with_disk(folder: Path, config: dict) -> None:
     known = load_json(path) if begun and path.exists() else config
     free = {"skip_broken"}  # a broken file may turn up late
     free |= {"processes", "precision", "cache_gb"} if finished else set()  # another machine may only read the result
+    # (A need that is gone, because its folder was deleted, is no difference.)
     known = known | {"built_on": {name: known.get("built_on", {}).get(name) for name in config["built_on"]}}
     changed = [f"{key} was {known.get(key)} and is {value}" for key, value in config.items()
                if known.get(key) != value and key not in free]
@@ -114,7 +115,7 @@ def agree_with_disk(folder: Path, config: dict) -> None:
 
 @contextmanager
 def first_process_first():
-    """What it leaves on disk (lengths of decoded files, features) the other processes then find there."""
+    """The first process runs the block before the others, which then find its files (lengths, features) on disk."""
     if dist.is_initialized() and rank() > 0:
         dist.barrier()
     yield
@@ -123,7 +124,8 @@ def first_process_first():
 
 def frozen_features(corpora: dict[str, Corpus], training: bool, model: MultiTask, config: dict, folder: Path, args,
                     setting: Setting, quiet: bool) -> dict[str, FrozenFeatures | None]:
-    """What a frozen encoder says about some corpora, computed once; None for each where the encoder is trained."""
+    """What a frozen encoder says about some corpora, computed once; None where the encoder is trained, or its states do
+    not fit."""
     if not model.encoder.frozen:
         return dict.fromkeys(corpora)
     # The encoder of (a) serves all tasks and seeds; that of (c) serves this run alone, and its features go when the
@@ -158,6 +160,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
         return
     if min(config["batch"].values()) * config.get("processes", 1) < world_size():
         raise RunError(f"a batch of {config['batch']} cannot be shared by {world_size()} processes; start fewer")
+    keep_memory()
     device, quiet = torch.device(args.device), quiet or rank() > 0
     path, log_path, weighting = folder / "checkpoint.pt", folder / "log.jsonl", config.get("weighting")
 
@@ -178,14 +181,18 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     with first_process_first():
         frozen = {split: frozen_features(sets, split == "train", model, config, folder, args, setting, quiet)
                   for split, sets in corpora.items()}
+    threads, pooled = torch.get_num_threads(), all(one and one.pooled for one in frozen["train"].values())
+    torch.set_num_threads(1 if pooled else threads)  # a step on means is so small that cores would wait for each other
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config["lr"], weight_decay=config["weight_decay"],
                                   fused=True)  # decay 0 is Adam
-    net = DistributedDataParallel(model) if dist.is_initialized() and weighting != "pcgrad" else model
+    by_hand = weighting == "pcgrad"  # which averages over processes itself
+    net = DistributedDataParallel(model) if dist.is_initialized() and not by_hand else model
 
     # Where an interrupted run stopped. It ends with the same bits as an unbroken one, because checkpoint.pt holds the
-    # weights, Adam's state and the best head; batches and crops follow from (seed, step) (batches.Stream), masks and
-    # dropout from the seed that each step sets below; and the log loses the lines after the checkpoint.
+    # weights, Adam's state and the best head; batches and crops follow from (seed, step) (batches.Stream), the rate
+    # from the step, masks and dropout from the seed that each step sets below; and the log loses the lines after the
+    # checkpoint. (On a CPU with as many threads. A frozen encoder is loaded anew.)
     step, best, seconds, pending, dev = 0, None, 0.0, None, {}
     if path.exists():
         saved = restore(model, folder)
@@ -270,7 +277,8 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
                 dev = {"dev_" + first.name: f"{metrics[first.name]:.1f}"}
                 log.write(json.dumps({"step": step, "dev": metrics}) + "\n")
 
-            if (step % 10 == 0 or world_size() == 1) and anywhere(bool(received), device):
+            asked = step % 10 == 0 or world_size() == 1  # several processes have to wait for each other's answers
+            if asked and anywhere(bool(received), device):
                 checkpoint(optimizer=optimizer.state_dict())
                 raise KeyboardInterrupt(f"{folder.name}: stopped after step {step} and saved")
             if step % setting.save_every == 0:
@@ -283,6 +291,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
         write_result(folder, config, time.time() - began,
                      examine(model, corpora["test"], frozen["test"], setting.workers, quiet))
         shutil.rmtree(folder / "cache", ignore_errors=True)
+    torch.set_num_threads(threads)
     if dist.is_initialized():
         dist.barrier()
 
@@ -315,7 +324,7 @@ def make(run: Run, args, setting: Setting, quiet: bool = False) -> None:
 def make_together(runs: list[Run], jobs: int, args, setting: Setting) -> None:
     """Runs that do not need each other, `jobs` at a time, each in a process of its own with one thread."""
     names = ", ".join(run.folder(args).name for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
-    context, waiting, running = get_context("forkserver" if os.name == "posix" else "spawn"), list(runs), []
+    context, waiting, running = get_context("forkserver"), list(runs), []
     with tqdm(desc=f"{names} ({jobs} at a time)", total=len(runs), unit="run") as progress:
         try:
             while waiting or running:
@@ -369,7 +378,6 @@ def one_sentence(debug: bool):
 
 def main() -> None:
     args = arguments(__doc__)
-    keep_memory()
     with one_sentence(args.debug):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if args.device == "cuda":

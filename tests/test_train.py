@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -255,3 +256,30 @@ def test_gradient_surgery_leaves_no_conflict_of_two_tasks(root):
     found = torch.cat([p.grad.flatten() for p in shared])
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-3)
     assert all(p.grad is not None for p in model.heads.parameters())
+
+
+# A dry run
+
+def dry_rows(output: str) -> dict:
+    """{what: {column: value}} of the table that a dry run prints."""
+    lines = output[output.index("what "):].split("\n\n")[0].splitlines()
+    heading, *rows = [re.split(r"\s{2,}", line.strip()) for line in lines if not line.startswith("--")]
+    return {row[0]: dict(zip(heading, row)) for row in rows if len(row) == len(heading)}
+
+
+def test_a_dry_run_makes_no_run_and_has_a_row_for_each_kind(run_train, tmp_path, capsys):
+    run_train(tmp_path / "runs", "--scenario", "transfer", "--task", "IC", "--dry-run")
+    output = capsys.readouterr().out
+    assert set(dry_rows(output)) == {"IC, ssl", "IC, transfer", *(f"{name}, ssl" for name in TASKS if name != "IC")}
+    assert "all at once" in output and "11 runs to make" in output and not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_says_where_the_encoder_runs_at_each_step(run_train, tmp_path, capsys):
+    run_train(tmp_path / "runs", "--scenario", "ssl", "--task", "KS", "PR", "--dry-run", "--cache-gb", "0.0005")
+    rows = dry_rows(capsys.readouterr().out)
+    assert rows["PR, ssl"]["encode h"] == "each step" and rows["KS, ssl"]["encode h"] != "each step"
+
+
+def test_a_dry_run_of_the_control_run_trains_heads_on_cached_features(run_train, tmp_path, capsys):
+    run_train(tmp_path / "runs", "--scenario", "control", "--dry-run")
+    assert "all, frozen" in capsys.readouterr().out
