@@ -83,8 +83,8 @@ def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, runs):
     assert (saved["model"]["log_sigma"] != 0).all(), "each learned weight of the uncertainty weighting moves"
 
 
-def test_all_makes_the_28_runs_of_table_1():
-    args = type("Args", (), dict(scenario="all", task=None, tasks=None, heads="ssl", seed=0, fold=1, runs=Path("runs")))
+def test_all_makes_the_28_runs_of_table_1(tmp_path):
+    args = type("Args", (), dict(scenario="all", task=None, tasks=None, heads="ssl", seed=0, fold=1, runs=tmp_path))
     stages = with_needs(requested_runs(args), args)
     assert [len(stage) for stage in stages] == [9, 10, 9]
     assert with_needs([Run("transfer", ("IC",), "IC")], args)[1] == [Run("leave-one-out", tuple(t for t in TASKS if t != "IC"), "IC")]
