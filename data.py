@@ -257,8 +257,8 @@ def read_asv(root, split: str, skip_broken=False) -> Corpus:
         if Path(root, "VoxCeleb1", name).exists():
             lines = _rows("ASV", Path(root, "VoxCeleb1", name), r"([01])\s+(id\S+)\s+(id\S+)")
             lists[part] = [(int(label), a, b) for label, a, b in lines]
-    away = {name.split("/")[0] for _, *pair in lists["dev"] for name in pair}  # dev's speakers and (next) the test's
-    away |= set(SPEAKERS[269:309])  # id10270 to id10309
+    away = {name.split("/")[0] for _, *pair in lists["dev"] for name in pair}  # dev's speakers
+    away |= set(SPEAKERS[269:309])  # and the test's, id10270 to id10309
     files = {place.name: sorted("/".join(path.parts[-3:]) for path in place.glob("*/[!.]*.wav"))
              for place in sorted(folder.glob("id*")) if place.name not in away}
     if not lists["dev"]:  # DIFFERS: they have 20,000 random pairs. As there, these speakers train as well: dev flatters

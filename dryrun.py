@@ -16,7 +16,7 @@ from batches import Batch, Steps, Stream
 from data import SAMPLE_RATE
 from evaluate import build, print_table, read
 from features import cache_gigabytes, means_suffice
-from model import FrozenBatch, MultiTask
+from model import FrozenBatch, MultiTask, keep_memory
 from scenarios import Run, Setting, configure
 
 FEW = 4  # utterances that the frozen encoder hears of each task
@@ -46,6 +46,7 @@ def encode(model: MultiTask, batch: Batch) -> tuple:
 def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
     """Print a row for each task in (a) and in (c) and one for MTL, then hours, disk and memory of all runs that are not
     there yet."""
+    keep_memory()  # as in train.py
     runs = [run for stage in stages for run in stage if not (run.folder(args) / "result.json").exists()]
     names, device, corpora = dict.fromkeys(name for run in runs for name in run.tasks), torch.device(args.device), {}
     for name in names:

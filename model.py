@@ -78,7 +78,8 @@ class Hubert(nn.Module):
         """waves [(n,), ...] -> states (L+1, F, D), frames: those of all utterances, one utterance after the other.
 
         Most work is done frame by frame, so all utterances share large matrix products. Attention takes one utterance
-        at a time, and so do the convolutions of waves on a CPU: no layer computes padding, nothing needs a mask."""
+        at a time, and so do the convolutions of waves on a CPU: nothing needs a mask, and no padding is computed
+        (except the zeros that fill up the rows of a GPU)."""
         frames = [frame_count(len(wave)) for wave in waves]
         if min(frames) < 1:
             raise ValueError(f"an utterance of {min(map(len, waves))} samples is shorter than one frame (400)")
@@ -254,8 +255,8 @@ def spec_augment(features: Tensor, frames: Tensor, time_warp: bool = True, time_
     B, T, D = features.shape
     if time_warp:
         features = torch.stack([_warp(one, n) for one, n in zip(features, frames.tolist())])
-    dims = _spans(B, D, dim_masks, max(1, dim_width * D // 768)).to(features.device)
-    times = _spans(B, T, time_masks, time_width).to(features.device)
+    dims = _spans(B, D, dim_masks, max(1, dim_width * D // 768)).to(features.device, non_blocking=True)
+    times = _spans(B, T, time_masks, time_width).to(features.device, non_blocking=True)
     return features.masked_fill(dims[:, None, :] | times[:, :, None], 0.0)
 
 def _warp(features: Tensor, frames: int, most: int = 5) -> Tensor:
