@@ -71,12 +71,12 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
                 loss = sum(model(batches).values())
             loss.backward()  # Adam's share of a step is left out, and so are the looks at dev and test
 
-        encode_hours, cache_gb, each_step = 0.0, 0.0, []
+        encode_hours, cache_gb, each_step = 0.0, 0.0, False
         for name in () if config["trains_encoder"] else tasks:
             batch, pooled = batches[name], means_suffice(model.heads[name], True, config["augment"])
             task_gb = cache_gigabytes(model.encoder, corpora[name]["train"], True, pooled)  # dev and test need less
             if task_gb > setting.cache_gb:
-                each_step.append(name)
+                each_step = True
                 continue
             if name not in heard:
                 heard[name] = int(batch.lengths[:FEW].sum()), *seconds_of(lambda: encode(model, batch), device)
