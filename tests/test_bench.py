@@ -57,8 +57,7 @@ def test_the_operations_of_the_encoder_are_those_that_pytorch_counts(sizes):
         encoder, waves = Hubert(sizes).eval(), torch.empty(1, 20_000)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         encoder(waves, torch.tensor([20_000]))
-    position = 2 * sizes["encoder_embed_dim"]**2 // sizes["encoder_pos_conv_groups"] * sizes["encoder_pos_conv_kernel"]
-    unneeded = sizes["encoder_pos_conv_kernel"] // 2 + 1  # frames of the positional convolution: in the gap behind
-    # 20,000 samples have room for 20,160, which is work, too, but no use
-    needed = counter.get_total_flops() - position * unneeded
+    D, K = sizes["encoder_embed_dim"], sizes["encoder_pos_conv_kernel"]
+    pieces = -(-(62 + K // 2) // (K + 1))  # of the positional convolution, each with K + 1 complex frequencies
+    needed = counter.get_total_flops() - 2 * pieces * (K + 1) * D**2 // sizes["encoder_pos_conv_groups"]
     assert bench.encoder_operations(sizes, 20_000) == pytest.approx(needed, rel=0.01)

@@ -147,9 +147,22 @@ def test_rows_have_few_lengths(monkeypatch):
     assert lengths == {32_000, 64_000}
 
 
-def test_dropout_is_torchaudios():
+@pytest.mark.parametrize("T", [1, 7, 8, 9, 40])
+@pytest.mark.parametrize("K", [8, 7])
+def test_the_convolution_by_fourier_transforms_is_the_direct_one(T, K):
+    torch.manual_seed(0)
+    convolution = nn.Conv1d(6, 6, K, padding=K // 2, groups=3).double()
+    row, results = torch.randn(T, 6, dtype=torch.double, requires_grad=True), []
+    for result in (convolution(row.T[None])[0, :, :T].T, model._convolve_by_fourier(convolution, row)):
+        results.append([result, *torch.autograd.grad(result.sin().sum(), [row, *convolution.parameters()])])
+    for direct, ours in zip(*results):
+        torch.testing.assert_close(ours, direct, rtol=0, atol=1e-12)
+
+
+def test_dropout_is_where_torchaudio_has_it(monkeypatch):
     hubert, (wave,) = random_encoder(TINY), speech(6_000)
     hubert.train()
+    monkeypatch.setattr(model, "_drop", F.dropout)  # torchaudio's random numbers
     torch.manual_seed(0)
     ours = alone(hubert, wave)
     torch.manual_seed(0)
