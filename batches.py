@@ -34,7 +34,8 @@ class Stream:
 
     @functools.lru_cache(maxsize=64)
     def _order(self, epoch: int) -> np.ndarray:
-        """An epoch's utterances: in random order, but with batches of similar length, so that little is padded."""
+        """An epoch's utterances, each once in random order (a balanced corpus: drawn with replacement); batches are
+        of similar lengths, so that little is padded."""
         rng, total = np.random.default_rng([self.seed, epoch, *self.corpus.task.encode()]), len(self.lengths)
         order = rng.choice(total, total, p=self.chances) if self.corpus.balanced else rng.permutation(total)
         borrowed = -epoch * total % self.batch  # utterances that complete the last batch of the epoch before

@@ -53,7 +53,8 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
         corpora[name] = {split: read(name, split, configure(runs[0], args, setting))
                          for split in ("train", "dev", "test")}
     table = [["what", "utterances", "hours", "outputs", "batch", "ms/step", "encode h", "cache GB"]]
-    hours = disk_gb = 0.0
+    hours = weights_gb = 0.0
+    caches = {}  # what is on disk: GB
     heard = {}  # task: seconds, and what the frozen encoder says about FEW utterances: the same in (a) and in (c)
     alike = {}  # runs that cost the same: one task on a frozen encoder, in (a) or in (c), or several at once
     for run in runs:
@@ -86,9 +87,14 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
             again = [k % len(frames) for k in range(len(batch.targets))]  # a whole batch, of the few
             targets = [batch.targets[k] for k in again]
             batches[name] = FrozenBatch(states[:, again], frames[again], targets, batch.ids)
-            encode_hours, cache_gb = encode_hours + seconds * audio[name] / samples / 3600, cache_gb + task_gb
-        weights_gb = 3 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e9  # with Adam's moments
-        disk_gb += cache_gb + len(group) * weights_gb
+            cache_gb += task_gb
+            own = group[0].scenario == "transfer"  # (c) deletes its cache when it is done, (a) and control share theirs
+            cache = "of (c)" if own else (name, pooled)
+            if own or cache not in caches:
+                encode_hours += seconds * audio[name] / samples / 3600
+            caches[cache] = max(task_gb, caches.get(cache, 0.0))
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        weights_gb += len(group) * 3 * 4 * trained / 1e9  # with Adam's moments
         per_step, _ = seconds_of(step, device)
         utterances = sum(len(corpus.utterances) for name in tasks for corpus in corpora[name].values())
         table.append([what, f"{utterances:,}", f"{sum(audio.values()) / SAMPLE_RATE / 3600:.1f}",
@@ -99,5 +105,6 @@ def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
     print_table(table)
     gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU" if device.type == "cuda" else ""
     time_needed = f"{hours:,.1f} hours" if hours > 2 else f"{60 * hours:.1f} minutes"
+    disk_gb = weights_gb + sum(caches.values())
     print(f"\n{len(runs)} runs to make: about {time_needed} on this machine with one process ({device}, "
           f"{args.precision}), {disk_gb:.1f} GB of disk, {memory_gigabytes():.1f} GB of memory{gpu}. No run was begun.")

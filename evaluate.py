@@ -20,7 +20,7 @@ from batches import collate, in_chunks, load_ahead
 from data import Corpus, DataError
 from features import CHUNK_SECONDS, FrozenFeatures, save
 from metrics import bootstrap
-from model import EncoderError, MultiTask, load_encoder
+from model import EncoderError, MultiTask, load_encoder, load_tensors
 from tasks import TASKS, score, summarise
 
 class RunError(Exception):
@@ -36,10 +36,10 @@ def load_json(path: Path, lines: bool = False):
         raise RunError(f"no JSON in {path} ({error}); delete {path.parent} and train again") from error
 
 def load_checkpoint(folder: Path) -> dict:
-    """checkpoint.pt of a run: tensors and numbers only, whoever wrote it (`weights_only`). RunError if it is not."""
+    """checkpoint.pt of a run, which cannot run code (`load_tensors`). RunError if it is damaged or none."""
     path = folder / "checkpoint.pt"
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
+        saved = load_tensors(path)
         return {key: saved[key] for key in ("model", "step", "best", "seconds")} | saved
     except Exception as error:  # a damaged file can fail in any way
         raise RunError(f"no checkpoint of ours, or a damaged one, in {path}; delete its run and train again") from error
@@ -192,7 +192,8 @@ def print_results(runs: Path, tasks: list[str], intervals: bool = False, markdow
         print("\nX left out, — not run; + better, - worse than (b-1)")
     seeds, folds = (sorted({result[key] for result in results}) for key in ("seed", "fold"))
     if len(seeds) > 1 or len(folds) > 1:
-        print(f"means over what exists of seeds {seeds} and, for ER, folds {folds}")
+        folded = ", ".join(task.name for task in TASKS.values() if task.folds > 1)
+        print(f"means over what exists of seeds {seeds} and, for {folded}, folds {folds}")
 
 # Figures
 

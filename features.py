@@ -1,4 +1,5 @@
-"""What a frozen encoder says about a corpus: computed once, kept in a file, read back as batches (scenarios a and c).
+"""What a frozen encoder says about a corpus: computed once, kept in a file, read back as batches
+(scenarios (a), (c) and control).
 
 With a frozen encoder every epoch would repeat the same hours of encoding. Instead each utterance (of a long one, some
 crops) goes through it once; heads are then trained on memory-mapped states, at the cost of a few matrix products.
@@ -95,7 +96,8 @@ def means_suffice(head: Head, training: bool, augment: bool) -> bool:
     return head.pools and not (training and augment)
 
 def crop_counts(corpus: Corpus, training: bool) -> list[int]:
-    """How many windows of each utterance are kept: of a training recording one for each crop length that it holds."""
+    """How many windows of each utterance are kept: of a training recording as many random ones as crop lengths fit into
+    it, up to MOST_CROPS."""
     # DIFFERS: the released code crops anew at every visit, and so runs the encoder at every visit.
     if not (training and corpus.crop):
         return [1] * len(corpus.utterances)
@@ -105,7 +107,7 @@ def cache_gigabytes(encoder: Hubert, corpus: Corpus, training: bool, pooled: boo
     """The size of the file that `cache_states` makes."""
     rows = sum(count * (1 if pooled else frame_count(length))
                for count, length in zip(crop_counts(corpus, training), corpus.lengths))
-    return rows * encoder.states * encoder.dim * 4 / 1e9
+    return rows * encoder.state_count * encoder.dim * 4 / 1e9
 
 def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path, room_gb: float,
                  workers: int = 0, quiet: bool = False) -> FrozenFeatures | None:
@@ -162,6 +164,6 @@ def _write_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool,
                 file.write(own.cpu().contiguous().numpy().tobytes())
 
     save(path, write)
-    index = {"pooled": pooled, "states": encoder.states, "dim": encoder.dim, "frames": frames, "starts": starts,
+    index = {"pooled": pooled, "states": encoder.state_count, "dim": encoder.dim, "frames": frames, "starts": starts,
              "first": first, "size": path.stat().st_size // 4}
     save(path.with_suffix(".json"), lambda file: file.write(json.dumps(index).encode()))

@@ -91,8 +91,8 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
     beta = backwards(backwards(beta, frames, -inf).transpose(1, 2), sizes, -inf).transpose(1, 2)
     through = alpha + beta - emissions[:len(alpha)]    # log probability of the alignments in state n at frame t
     log_p = through[:, 0].logsumexp(-1)                # the same at any frame, as no alignment avoids one
-    # p_t(n) is a factor of each of these, so their share of p(target), the posterior, is d log p / d log p_t(n). Behind
-    # the log-softmax, the loss gets the gradient p_t(k) - posterior_t(k): what is said, less what should have been.
+    # p_t(n) is a factor of each of these, so their share of p(target), the posterior, is d log p / d log p_t(n). With
+    # respect to the logits, -log p has the gradient p_t(k) - posterior_t(k): what is said, less what should have been.
     share = through.softmax(-1).nan_to_num(0)          # NaN where there is no alignment, or no frame
     posterior = torch.zeros_like(scores).scatter_add_(2, index[:len(alpha)], share)                 # (B, T, C)
     # log_p carries no graph. This term is 0, as log_probs equals scores, and its derivative by log_probs is d log p.
@@ -116,7 +116,7 @@ def _forward_variables(emissions: Tensor, states: Tensor) -> Tensor:
 
 def greedy_ctc(logits: Tensor, frames: Tensor) -> list[list[int]]:
     """Reads one likely alignment, the best token of every frame: (B, T, C) -> B lists of ids."""
-    # DIFFERS: the released code drops blanks, then merges repeats: no double letter ever comes out (HELLO -> HELO).
+    # DIFFERS: for PR and SF the released code drops blanks, then merges repeats: no double letter ever comes out.
     best = zip(logits.argmax(-1).tolist(), frames.tolist())
     return [[token for token, _ in groupby(row[:length]) if token != 0] for row, length in best]
 
@@ -213,7 +213,7 @@ def am_softmax(embeddings: Tensor, weight: Tensor, targets: Tensor, margin: floa
 
 class XVectorHead(Head):
     """Dilated convolutions, mean and deviation over time, two Linear (Snyder et al. 2018). The loss names the training
-    speakers; the test drops all above the first Linear and compares what comes out of it."""
+    speakers; the test drops all above the first Linear and its ReLU, and compares what comes out of them."""
     LAYERS = (5, 1), (3, 2), (3, 3), (1, 1), (1, 1)                    # frames seen, and how far apart
     CONTEXT = 1 + sum((seen - 1) * apart for seen, apart in LAYERS)    # 15 frames in, one out
 

@@ -1,8 +1,8 @@
 r"""HuBERT, the weighted sum of its hidden states, and the multi-task model (paper, Sections 2 and 3.2).
 
     waves -> HuBERT -> L+1 hidden states -> weighted sum -> SpecAugment -> one head per task -> losses
-             \___ trained or frozen ___/    \ always trained /   \ training /
-             \_______ shared by all tasks ________/
+             trained or frozen              trained         training only  trained
+             |_____________ shared by all tasks _________|
 
 B utterances, N samples (16 kHz), T frames (50 Hz), C channels, D dimensions (768), L transformer layers (12).
 `lengths` (B,) are in samples; they and the `frames` counted from them best stay on the CPU: nobody then waits for a
@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import json
 import re
+import zipfile
 from collections import namedtuple
 from contextlib import suppress
 from pathlib import Path
@@ -66,14 +67,14 @@ class Hubert(nn.Module):
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, Dropout(child.p))
         self.feature_extractor, self.encoder = network.feature_extractor, network.encoder
-        self.sizes, self.dim, self.states = sizes, sizes["encoder_embed_dim"], sizes["encoder_num_layers"] + 1
+        self.sizes, self.dim, self.state_count = sizes, sizes["encoder_embed_dim"], sizes["encoder_num_layers"] + 1
         self.conv_gradient = 0.1  # scales the gradient of the convolutions, as when HuBERT Base was pretrained
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waves (B, N) float32 at 16 kHz, lengths (B,) -> states (L+1, B, T, D), zero where padded; frames (B,).
 
-        State 0 is the input of the first transformer layer, state l the output of layer l. An utterance's states
-        depend neither on the others nor on the padding, whatever is in it."""
+        State 0 is the input of the first transformer layer (convolutions and positions are in it), state l the output
+        of layer l. An utterance's states depend neither on the others nor on the padding, whatever is in it."""
         states, frames = self.encode([wave[:n] for wave, n in zip(waves, lengths.tolist())])
         padded = [F.pad(one, (0, 0, 0, max(frames) - one.shape[1])) for one in states.split(frames, dim=1)]
         return torch.stack(padded, dim=1), torch.tensor(frames)
@@ -110,11 +111,12 @@ class Hubert(nn.Module):
         """As the feature extractor, but all waves in one row, for a GPU: (F, C). There each wave would take launches of
         its own, and cuDNN plans every new length for milliseconds: rows have few lengths.
 
-        Waves start at multiples of HOP samples, so a wave's frames are those that it has alone; the others are dropped.
-        """
+        Waves start at multiples of HOP, the stride of all convolutions together: a wave's frames lie where they would
+        alone, its GroupNorm takes its own entries only, and frames that reach into the next wave are dropped."""
         hops = [-(-len(wave) // HOP) for wave in waves]
         row = torch.cat([F.pad(wave, (0, n * HOP - len(wave))) for wave, n in zip(waves, hops)])
-        x = F.pad(row, (0, HOP * (ROUND - sum(hops) % ROUND)))[None, None]  # never 0: a last frame sees 80 samples more
+        # (Never padded by 0: the last frame of the row, which is dropped as well, sees 80 samples beyond its slot.)
+        x = F.pad(row, (0, HOP * (ROUND - sum(hops) % ROUND)))[None, None]
         for block in self.feature_extractor.conv_layers:
             x = block.conv(x)
             if block.layer_norm is not None:  # of the first block, over the time of each wave
@@ -144,16 +146,17 @@ def _first_of_each(row: Tensor, slots: list[int], sizes: list[int]) -> Tensor:
     return torch.cat([slot[:size] for slot, size in zip(row[:sum(slots)].split(slots), sizes)])
 
 def _convolve_by_fourier(convolution: nn.Conv1d, x: Tensor) -> Tensor:
-    """The positional convolution, x (T, D) -> (T, D), at a tenth of the cost: its kernels are K = 128 frames long, and
-    a convolution is a product of Fourier transforms. n pieces of x overlap: 2 K frames each, of which K + 1 come out
-    right, the others wrap around. G groups have I inputs and O outputs each, pieces have F frequencies."""
+    """The positional convolution, x (T, D) -> (T, D), at a tenth of the cost: its kernels are long (K = 128 frames in
+    HuBERT Base), and Fourier transforms make a product of it. Transforms of length 2 K convolve in a circle; a kernel
+    fits into 2 K - K + 1 = K + 1 places there without wrapping around, so the n pieces of x begin K + 1 frames apart.
+    G groups have I inputs and O outputs each, pieces have F frequencies."""
     (T, D), weight, groups, dtype = x.shape, convolution.weight, convolution.groups, x.dtype
     K, I = weight.shape[2], weight.shape[1]
     n = -(-T // (K + 1))
     x = F.pad(x.to(weight.dtype), (0, 0, K // 2, n * (K + 1) + K - 1 - K // 2 - T))  # there is no transform of bfloat16
     pieces = torch.fft.rfft(x.unfold(0, 2 * K, K + 1)).view(n, groups, I, -1)                   # (n, G, I, F)
-    kernels = torch.fft.rfft(weight, 2 * K).view(groups, I, I, -1).conj()                       # (G, O, I, F)
-    product = torch.einsum("ngif,goif->ngof", pieces, kernels)
+    kernels = torch.fft.rfft(weight, 2 * K).view(groups, I, I, -1)                              # (G, O, I, F)
+    product = torch.einsum("ngif,goif->ngof", pieces, kernels.conj())  # conj: a Conv1d does not mirror its kernels
     result = torch.fft.irfft(product, 2 * K)[..., :K + 1].movedim(3, 1)                         # (n, K + 1, G, O)
     return (result.reshape(-1, D)[:T] + convolution.bias).to(dtype)
 
@@ -241,16 +244,23 @@ def _read(source: str) -> dict:
         path = path / name if (path / name).is_file() else path
     if not path.is_file():
         raise EncoderError(f"{path}: no such file; an encoder is tiny, hubert_base or a file of weights")
-    fairseq = type("Dictionary", (), {}), "fairseq.data.dictionary.Dictionary"  # lies beside fairseq's weights
     try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path.read_bytes())
-        with torch.serialization.safe_globals([fairseq, argparse.Namespace]):
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
+        return _read_safetensors(path.read_bytes()) if path.suffix == ".safetensors" else load_tensors(path)
     except Exception as error:  # a damaged file can fail in any way
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {found[1]}, and weights must not run code" if found else "it is damaged"
         raise EncoderError(f"{path}: not loaded, because {reason}") from error
+
+def load_tensors(path: Path) -> dict:
+    """A file of torch.save, whoever wrote it: tensors, numbers, text. An exception of any kind if it is damaged, where
+    one wrong bit is enough: PyTorch itself looks at no checksum."""
+    if zipfile.is_zipfile(path):  # (what old versions of PyTorch wrote has no checksums)
+        with zipfile.ZipFile(path) as parts:
+            if damaged := parts.testzip():
+                raise ValueError(f"wrong checksum of {damaged}")
+    fairseq = type("Dictionary", (), {}), "fairseq.data.dictionary.Dictionary"  # lies beside fairseq's weights
+    with torch.serialization.safe_globals([fairseq, argparse.Namespace]):
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 def _read_safetensors(raw: bytes) -> dict[str, Tensor]:
     """Hugging Face's format: 8 bytes with the size of the header, the header in JSON, then all numbers."""
@@ -306,7 +316,7 @@ class MultiTask(nn.Module):
     there is SpecAugment in training, its time masks shorter than `time_width` frames."""
     def __init__(self, encoder: Hubert, heads: dict[str, nn.Module], augment: bool = True, time_width: int = 40):
         super().__init__()
-        self.encoder, self.layer_sum, self.heads = encoder, LayerSum(encoder.states), nn.ModuleDict(heads)
+        self.encoder, self.layer_sum, self.heads = encoder, LayerSum(encoder.state_count), nn.ModuleDict(heads)
         self.augment, self.time_width = augment, time_width
         self.train()  # the encoder came in evaluation mode
 

@@ -58,7 +58,7 @@ class Task:
     title: str
     group: str                   # content, speaker, semantics or paralinguistics (paper, Section 3.1)
     read: Callable               # (root, split, skip_broken=False), for several folds also fold=1 -> data.Corpus
-    head: Callable               # (dim, classes, hidden) -> nn.Module with loss, predict and terms
+    head: Callable               # (dim, classes, hidden) -> heads.Head
     metrics: tuple[Metric, ...]  # the first one selects the checkpoint on dev
     superb: Recipe               # --setting paper
     tiny: Recipe                 # --setting tiny

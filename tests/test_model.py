@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import model
 from batches import Batch
+from evaluate import RunError, load_checkpoint
 from heads import BLSTMCTCHead, DiarizationHead, XVectorHead
 from model import (BASE, TINY, EncoderError, FrozenBatch, LayerSum, MultiTask, frame_count, load_encoder,
                    random_encoder, spec_augment)
@@ -62,7 +63,7 @@ def test_frame_count_knows_the_reference_values_and_is_never_negative():
 def test_every_state_equals_torchaudios_for_an_unpadded_utterance():
     hubert, (wave,) = random_encoder(TINY), speech(9_000)
     states, frames = hubert(wave[None], torch.tensor([9_000]))
-    assert frames.tolist() == [27] and states.shape == (hubert.states, 1, 27, hubert.dim) == (5, 1, 27, 128)
+    assert frames.tolist() == [27] and states.shape == (hubert.state_count, 1, 27, hubert.dim) == (5, 1, 27, 128)
     assert (states[:, 0] - torchaudio_states(hubert, wave)).abs().max() < 2e-6
 
 
@@ -343,7 +344,7 @@ def test_a_half_precision_file_becomes_float32_and_keeps_its_own_sizes(tmp_path)
     saved["state_dict"] = {name: tensor.half() for name, tensor in saved["state_dict"].items()}
     torch.save(saved, tmp_path / "half.pt")
     loaded = load_encoder(str(tmp_path / "half.pt"))
-    assert (loaded.dim, loaded.states) == (64, 3)
+    assert (loaded.dim, loaded.state_count) == (64, 3)
     assert all(tensor.dtype == torch.float32 for tensor in loaded.state_dict().values())
     (wave,) = speech(6_000)
     assert (alone(loaded, wave) - alone(hubert, wave)).abs().max() < 0.02
@@ -431,6 +432,18 @@ def test_a_truncated_file_is_one_sentence(file, tmp_path):
     (tmp_path / file).write_bytes(raw[:len(raw) // 2])
     with pytest.raises(EncoderError, match=f"{file}: not loaded"):
         load_encoder(str(tmp_path))
+
+
+def test_one_wrong_bit_in_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save(random_encoder(TINY).checkpoint(), path)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(EncoderError, match="checkpoint.pt: not loaded, because it is damaged"):
+        load_encoder(str(path))
+    with pytest.raises(RunError, match="no checkpoint of ours, or a damaged one"):
+        load_checkpoint(tmp_path)
 
 
 def test_an_unknown_source_is_one_sentence(tmp_path):
@@ -582,7 +595,7 @@ def three_tasks(augment=False, **sizes):
     sizes = {"encoder_num_layers": 2, "encoder_dropout": 0.0, "encoder_projection_dropout": 0.0} | sizes
     multitask = MultiTask(random_encoder(TINY | sizes), {"a": StubHead(128, 2), "b": StubHead(128, 3),
                                                          "c": StubHead(128, 1, frame_aligned=True)}, augment)
-    multitask.layer_sum.weights.data = torch.linspace(-1, 1, multitask.encoder.states)
+    multitask.layer_sum.weights.data = torch.linspace(-1, 1, multitask.encoder.state_count)
     return multitask
 
 
