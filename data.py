@@ -1,4 +1,4 @@
-"""The nine tasks of SUPERB, read from the folders of their corpora.
+"""Nine tasks of SUPERB, read from the folders of their corpora.
 
     python data.py DIR             the data doctor: what is there, and for what is not, the next thing to do
     python data.py DIR --decode    decodes every audio file as well (headers do not show all that is broken)
@@ -252,7 +252,7 @@ def read_sid(root, split: str, skip_broken=False) -> Corpus:
 def read_asv(root, split: str, skip_broken=False) -> Corpus:
     """VoxCeleb1/ as for read_sid, veri_test.txt or voxceleb1_test_v2.txt   <0 or 1> <path after wav/> <path after wav/>
        VoxCeleb1/veri_dev.txt (optional)                                    the same, for dev
-       Test are the speakers id10270 to id10309, dev those of veri_dev.txt; train are all others in VoxCeleb1/dev."""
+       Train are all speakers in dev/wav but id10270 to id10309, which are VoxCeleb's for the test, and dev's."""
     folder, lists = _need("ASV", root, "VoxCeleb1/dev/wav", "VoxCeleb1/wav"), {"train": [], "dev": [], "test": []}
     for part, name in ("dev", "veri_dev.txt"), ("test", "veri_test.txt"), ("test", "voxceleb1_test_v2.txt"):
         if Path(root, "VoxCeleb1", name).exists():
@@ -262,7 +262,7 @@ def read_asv(root, split: str, skip_broken=False) -> Corpus:
     away |= set(SPEAKERS[269:309])  # and the test's, id10270 to id10309
     files = {place.name: sorted("/".join(path.parts[-3:]) for path in place.glob("*/[!.]*.wav"))
              for place in sorted(folder.glob("id*")) if place.name not in away}
-    if not lists["dev"]:  # DIFFERS: they have 20,000 random pairs. As there, the speakers train as well: dev flatters
+    if not lists["dev"]:  # DIFFERS: they have 20,000 random pairs. As there, these recordings train, too
         for one, two in zip(list(files.values())[:40], list(files.values())[1:]):
             for a, b, c in zip(one[:10], one[len(one) // 2:], two):
                 lists["dev"] += (1, a, b), (0, a, c)

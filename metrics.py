@@ -1,4 +1,4 @@
-"""The metrics of SUPERB's nine tasks (paper, Table 1), and bootstrap intervals for them.
+"""The metrics of nine SUPERB tasks (paper, Table 1), and bootstrap intervals for them.
 
 Pure functions on plain lists; every metric is a fraction, percent is for showing. A corpus is scored at once, never
 batch by batch: each utterance (or trial) adds a pair of numbers (a, b), and one reduction of all pairs, `ratio` or

@@ -36,7 +36,7 @@ TINY = BASE | {  # 0.9 M parameters
     "encoder_embed_dim": 128, "encoder_num_layers": 4, "encoder_num_heads": 4, "encoder_ff_interm_features": 512,
     "encoder_pos_conv_kernel": 32, "encoder_pos_conv_groups": 8, "encoder_projection_dropout": 0.05,
     "encoder_dropout": 0.05, "encoder_attention_dropout": 0.0}  # dropout there is what a CPU is slow at
-ROUND = 100  # frames: on a GPU, the row of all waves has a multiple of these
+ROUND = 100  # hops: on a GPU, the row of all waves has a multiple of these
 # Replaces a batches.Batch that a frozen encoder has already heard: its states (L+1, B, T, D) and frames (B,).
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 
@@ -83,8 +83,9 @@ class Hubert(nn.Module):
         """waves [(n,), ...] -> states (L+1, F, D), frames: those of all utterances, one utterance after the other.
 
         Most work is done frame by frame, so all utterances share large matrix products. Attention takes one utterance
-        at a time, and so do the convolutions of waves on a CPU: nothing needs a mask, and no padding is computed
-        (except the zeros between and behind the waves on a GPU)."""
+        at a time, and so do the convolutions of waves on a CPU: nothing needs a mask, and no padding reaches the
+        transformer. Zeros are convolved only between utterances: of the positional convolution, and of waves on a GPU.
+        """
         frames = [frame_count(len(wave)) for wave in waves]
         if min(frames) < 1:
             raise ValueError(f"an utterance of {min(map(len, waves))} samples is shorter than one frame (400)")
@@ -112,10 +113,10 @@ class Hubert(nn.Module):
         its own, and cuDNN plans every new length for milliseconds: rows have few lengths.
 
         Waves start at multiples of HOP, the stride of all convolutions together: a wave's frames lie where they would
-        alone, its GroupNorm takes its own entries only, and frames that reach into the next wave are dropped."""
+        alone, its GroupNorm takes its own entries only, and every frame that sees more than its wave is dropped."""
         hops = [-(-len(wave) // HOP) for wave in waves]
         row = torch.cat([F.pad(wave, (0, n * HOP - len(wave))) for wave, n in zip(waves, hops)])
-        # (Never padded by 0: the last frame of the row, which is dropped as well, sees 80 samples beyond its slot.)
+        # (At least one hop of zeros follows: without it the row would be a frame shorter than its slots.)
         x = F.pad(row, (0, HOP * (ROUND - sum(hops) % ROUND)))[None, None]
         for block in self.feature_extractor.conv_layers:
             x = block.conv(x)
@@ -146,10 +147,13 @@ def _first_of_each(row: Tensor, slots: list[int], sizes: list[int]) -> Tensor:
     return torch.cat([slot[:size] for slot, size in zip(row[:sum(slots)].split(slots), sizes)])
 
 def _convolve_by_fourier(convolution: nn.Conv1d, x: Tensor) -> Tensor:
-    """The positional convolution, x (T, D) -> (T, D), at a tenth of the cost: its kernels are long (K = 128 frames in
-    HuBERT Base), and Fourier transforms make a product of it. Transforms of length 2 K convolve in a circle; a kernel
-    fits into 2 K - K + 1 = K + 1 places there without wrapping around, so the n pieces of x begin K + 1 frames apart.
-    G groups have I inputs and O outputs each, pieces have F frequencies."""
+    """The positional convolution of a row of utterances, x (T, D) -> (T, D), on a CPU at a tenth of the cost.
+
+    Directly, each output takes a product for each of its I inputs at each of K = 128 frames. Between Fourier transforms
+    it takes one complex product for each input: a sum over time becomes a product per frequency. Transforms of length
+    2 K convolve in a circle, and without wrapping around a kernel fits into 2 K - K + 1 = K + 1 places there. So pieces
+    of 2 K frames begin K + 1 apart (they overlap), and of each result the first K + 1 places are kept.
+    n pieces, G groups of I = O = D / G channels, F = K + 1 frequencies."""
     (T, D), weight, groups, dtype = x.shape, convolution.weight, convolution.groups, x.dtype
     K, I = weight.shape[2], weight.shape[1]
     n = -(-T // (K + 1))

@@ -1,8 +1,8 @@
-"""The nine tasks of SUPERB that the paper trains on (paper, Section 3.1), one record each, in one table.
+"""Nine of SUPERB's ten tasks, those that the paper trains on (paper, Section 3.1), one record each, in one table.
 
     content           PR   phonemes of read speech            CTC, linear         phone error rate
                       ASR  words of read speech               CTC, BLSTM          word error rate
-                      KS   one of ten keywords                mean pooling        accuracy
+                      KS   one of ten keywords, or none       mean pooling        accuracy
     speaker           SID  who of 1,251 speakers              mean pooling        accuracy
                       ASV  is this the same speaker?          x-vector            equal error rate
                       SD   who speaks when, two speakers      LSTM, PIT           diarization error rate
