@@ -155,7 +155,7 @@ def _convolve_by_fourier(convolution: nn.Conv1d, x: Tensor) -> Tensor:
     of 2 K frames begin K + 1 apart (they overlap), and of each result the first K + 1 places are kept.
     n pieces, G groups of I = O = D / G channels, F = K + 1 frequencies."""
     (T, D), weight, groups, dtype = x.shape, convolution.weight, convolution.groups, x.dtype
-    K, I = weight.shape[2], weight.shape[1]
+    _, I, K = weight.shape
     n = -(-T // (K + 1))
     x = F.pad(x.to(weight.dtype), (0, 0, K // 2, n * (K + 1) + K - 1 - K // 2 - T))  # there is no transform of bfloat16
     pieces = torch.fft.rfft(x.unfold(0, 2 * K, K + 1)).view(n, groups, I, -1)                   # (n, G, I, F)
