@@ -20,15 +20,15 @@ Batch.__doc__ = "One task's share of a step: waves (B, N) float32, zero padded; 
 class Stream:
     """Endless training batches of one corpus, which depend on (seed, step) alone: a run can stop and go on.
     A corpus that ends starts again in a new order, in the middle of a batch if need be; other tasks do not notice.
-    `frozen.batch(visits)`, where given, answers instead of the audio."""
+    `frozen.batch(draws)`, where given, answers instead of the audio."""
     def __init__(self, corpus: Corpus, batch: int, seed: int = 0, frozen=None):
         self.corpus, self.batch, self.seed, self.frozen = corpus, batch, seed, frozen
         self.lengths = np.array(corpus.lengths)
         counts = Counter(u.target for u in corpus.utterances) if corpus.balanced else {}
         self.chances = [1 / counts[u.target] / len(counts) for u in corpus.utterances] if counts else None
 
-    def visits(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
-        """(utterance, visit number) pairs; process `rank` gets its part of the batch that `world` of them share."""
+    def draws(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
+        """(utterance, draw number) pairs; process `rank` gets its part of the batch that `world` of them share."""
         total, numbers = len(self.lengths), range(step * self.batch, (step + 1) * self.batch)[rank::world]
         return [(int(self._order(number // total)[number % total]), number) for number in numbers]
 
@@ -46,11 +46,11 @@ class Stream:
         rng.shuffle(rest[:len(rest) // self.batch * self.batch].reshape(-1, self.batch))
         return order
 
-def collate(corpus: Corpus, visits: list[tuple], seed: int = 0) -> Batch:
-    """Loads (utterance, visit number) pairs; the number draws the crop, None is for evaluation."""
-    chosen = [corpus.utterances[index] for index, _ in visits]
-    waves = [torch.from_numpy(load_audio(u, corpus, None if visit is None else (seed, visit)))
-             for u, (_, visit) in zip(chosen, visits)]
+def collate(corpus: Corpus, draws: list[tuple], seed: int = 0) -> Batch:
+    """Loads (utterance, draw number) pairs; the number draws the crop, None is for evaluation."""
+    chosen = [corpus.utterances[index] for index, _ in draws]
+    waves = [torch.from_numpy(load_audio(u, corpus, None if draw is None else (seed, draw)))
+             for u, (_, draw) in zip(chosen, draws)]
     return Batch(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]),
                  [u.target for u in chosen], [u.id for u in chosen])
 
@@ -62,29 +62,29 @@ class Steps:
     world: int = 1
 
     def __getitem__(self, step: int) -> dict[str, Batch]:
-        visits = {task: stream.visits(step, self.rank, self.world) for task, stream in self.streams.items()}
-        return {task: s.frozen.batch(visits[task]) if s.frozen else collate(s.corpus, visits[task], s.seed)
+        draws = {task: stream.draws(step, self.rank, self.world) for task, stream in self.streams.items()}
+        return {task: s.frozen.batch(draws[task]) if s.frozen else collate(s.corpus, draws[task], s.seed)
                 for task, s in self.streams.items()}
 
-def in_chunks(corpus: Corpus, visits: list[tuple], seconds: float) -> list[list[tuple]]:
+def in_chunks(corpus: Corpus, draws: list[tuple], seconds: float) -> list[list[tuple]]:
     """Visits in batches of similar length, short ones first, of at most so many seconds with padding (or of one)."""
     chunks, lengths = [[]], corpus.lengths
-    for visit in sorted(visits, key=lambda visit: lengths[visit[0]]):
-        if chunks[-1] and (len(chunks[-1]) + 1) * lengths[visit[0]] > seconds * SAMPLE_RATE:
+    for draw in sorted(draws, key=lambda draw: lengths[draw[0]]):
+        if chunks[-1] and (len(chunks[-1]) + 1) * lengths[draw[0]] > seconds * SAMPLE_RATE:
             chunks.append([])
-        chunks[-1].append(visit)
+        chunks[-1].append(draw)
     return chunks
 
 def load_ahead(items, workers: int, load: Callable | None = None, **more) -> DataLoader:
     """`load(item)` (else the item) of each item in order, made ahead of time by so many worker processes."""
-    return DataLoader(items, batch_size=None, num_workers=workers, collate_fn=load or _as_is, worker_init_fn=_deaf,
+    return DataLoader(items, batch_size=None, num_workers=workers, collate_fn=load or _as_is, worker_init_fn=ignore_signals,
                       **more)
 
 def _as_is(batch):
     """The default of DataLoader looks through every target for arrays, at each step."""
     return batch
 
-def _deaf(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """Ctrl-C and SIGTERM reach all processes: only the main one, which saves and then ends the others, may obey."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -18,21 +18,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import torchaudio
 from tqdm import tqdm
 
-from rules import (ASR_SYMBOLS, EMOTIONS, FRAME, GAIN, HOP, KEYWORDS, LABEL_HOP, PHONES, PR_SYMBOLS, SAMPLE_RATE,
+from engine.audio import REPLACE, DataError, check, decode, header_samples
+from rules import (ASR_SYMBOLS, EMOTIONS, RECEPTIVE_FIELD, GAIN, HOP, KEYWORDS, LABEL_HOP, PHONES, PR_SYMBOLS, SAMPLE_RATE,
                    SF_SYMBOLS, SPEAKERS, VOICES, decode_intent, decode_phones, decode_slots, decode_turns, decode_words,
-                   diarization_labels, encode, keyword_split, slot_tokens, sounding)
+                   diarization_labels, encode, keyword_split, slot_tokens, voiced_segments)
 
-REPLACE = "replace the file, or go on without it by --skip-broken"
 MEMORY = Path("cache/decoded.tsv")  # what has been decoded well, so that it is done once
-
-class DataError(Exception):
-    """Bad data. The message is one sentence: `<task>: <what> in <file>; <what to do>`."""
-    def __init__(self, message: str):
-        # from the worker of a DataLoader it comes as the last line of a traceback
-        super().__init__(message.splitlines()[-1].removeprefix("data.DataError: "))
 
 @dataclass(frozen=True)
 class Utterance:
@@ -54,7 +47,7 @@ class Corpus:
     decode: Callable                # a head's prediction -> comparable with Utterance.reference
     gain: float = 1.0
     trim: bool = False              # remove silence as sox does
-    least: int = FRAME              # shortest input in samples
+    least: int = RECEPTIVE_FIELD              # shortest input in samples
     crop: int | None = None         # longest input in samples
     balanced: bool = False          # training draws all classes equally often
     trials: tuple = ()              # ASV dev and test: (label, id, id)
@@ -68,48 +61,18 @@ class Corpus:
 def load_audio(utterance: Utterance, corpus: Corpus, seed=None) -> np.ndarray:
     """The utterance as its task hears it: float32 (n,) at 16 kHz. DataError if the file is broken.
     Where it is longer than corpus.crop, seed (an int or several) draws the window; without one it starts at 0."""
-    wave = _decode(corpus.task, utterance.path)[utterance.start:utterance.stop]
+    wave = decode(corpus.task, utterance.path)[utterance.start:utterance.stop]
     if corpus.trim:
-        wave = np.concatenate([wave[:0], *(wave[start:stop] for start, stop in sounding(wave, corpus.gain))])
+        wave = np.concatenate([wave[:0], *(wave[start:stop] for start, stop in voiced_segments(wave, corpus.gain))])
     if corpus.crop and len(wave) > corpus.crop:
         start = 0 if seed is None else np.random.default_rng(seed).integers(len(wave) - corpus.crop + 1)
         wave = wave[start:start + corpus.crop]
     return wave * np.float32(corpus.gain)  # DIFFERS: sox rounds to 32-bit integers here; floats need not
 
-def _decode(task: str, path: str) -> np.ndarray:
-    """A whole file as float32 (n,), mono, 16 kHz. DataError if it is broken."""
-    samples = _length(task, path)
-    try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError):
-        raise DataError(f"{task}: damaged audio in {path}; {REPLACE}") from None
-    wave = torchaudio.functional.resample(torch.from_numpy(wave.mean(1)), rate, SAMPLE_RATE).numpy()
-    _check(np.isfinite(wave).all(), f"{task}: samples that are not finite in {path}; {REPLACE}")
-    # an mp3 decodes without its end as well, and its header may be an estimate
-    _check(len(wave) > 0.95 * samples, f"{task}: only a part of the audio in {path}; {REPLACE}")
-    return wave
-
-def _length(task: str, path: str) -> int:
-    """The samples of a file at 16 kHz, by its header alone. DataError if that shows that the file is broken."""
-    try:
-        header = soundfile.info(path)
-    except (OSError, RuntimeError, ValueError):  # ValueError: a name that is no text
-        reason = "damaged or not audio" if os.path.exists(path) else "no such file"
-        raise DataError(f"{task}: no readable audio ({reason}) in {path}; {REPLACE}") from None
-    # a wav that is cut short passes for a shorter one, but for this remark; ten digits stand for an unknown size
-    cut = re.search(r"data : \d{1,9} \(should be", header.extra_info)
-    _check(header.frames and not cut, f"{task}: {'only a part of the' if cut else 'no'} audio in {path}; {REPLACE}")
-    return -(-header.frames * SAMPLE_RATE // header.samplerate)
-
-def _check(ok, problem: str) -> None:
-    """DataError, unless ok."""
-    if not ok:
-        raise DataError(problem)
-
 def _need(task: str, root, *names: str) -> Path:
     """The first of the paths root/name that exists."""
     found = [Path(root, name) for name in names if Path(root, name).exists()]
-    _check(found, f"{task}: nothing called {' or '.join(names)} in {root}; {DATASETS[task][3]}")
+    check(found, f"{task}: nothing called {' or '.join(names)} in {root}; {DATASETS[task][3]}")
     return found[0]
 
 def _rows(task: str, file: Path, pattern: str):
@@ -118,10 +81,10 @@ def _rows(task: str, file: Path, pattern: str):
         text = _need(task, file.parent, file.name).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise DataError(f"{task}: no readable UTF-8 text in {file}; save it as such") from None
-    _check(text.strip(), f"{task}: nothing in {file}; restore it")
+    check(text.strip(), f"{task}: nothing in {file}; restore it")
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         match = re.fullmatch(pattern, line)
-        _check(match or not line, f"{task}: line {number} ({line[:40]}), which is malformed, in {file}; correct it")
+        check(match or not line, f"{task}: line {number} ({line[:40]}), which is malformed, in {file}; correct it")
         if line:
             yield match.groups()
 
@@ -133,8 +96,8 @@ def _checked(corpus: Corpus, root, skip_broken: bool | str, ctc=False) -> Corpus
     task, kept, skipped, ids = corpus.task, [], list(corpus.skipped), set()
     for u in corpus.utterances:
         inside = Path(os.path.abspath(u.path)).is_relative_to(os.path.abspath(root))
-        _check(inside, f"{task}: the path {u.path}, which leads out, in {root}; keep it inside (links are fine)")
-        _check(u.id not in ids, f"{task}: {u.id}, listed twice, in {root}; delete one")
+        check(inside, f"{task}: the path {u.path}, which leads out, in {root}; keep it inside (links are fine)")
+        check(u.id not in ids, f"{task}: {u.id}, listed twice, in {root}; delete one")
         ids.add(u.id)
     known = None
     if skip_broken is True or (corpus.trim and not skip_broken):
@@ -147,25 +110,25 @@ def _checked(corpus: Corpus, root, skip_broken: bool | str, ctc=False) -> Corpus
             try:
                 samples = length.result()
             except DataError as error:
-                _check(skip_broken, str(error))
+                check(skip_broken, str(error))
                 skipped.append(str(error))
                 continue
             # CTC needs a frame for each symbol, and one for the blank that parts two of the same
             frames = len(u.target) + sum(a == b for a, b in zip(u.target, u.target[1:])) if ctc else 1
-            least = max(corpus.least, FRAME + (frames - 1) * HOP)
+            least = max(corpus.least, RECEPTIVE_FIELD + (frames - 1) * HOP)
             if samples >= least:
                 kept.append(replace(u, samples=samples))
             else:
                 skipped.append(f"{u.id} is too short: {samples} samples, {least} are needed")
     finally:
         pool.shutdown(cancel_futures=True)
-    _check(kept, f"{task}: no usable utterance ({[*skipped, 'none is listed'][0]}) in {root}; {DATASETS[task][3]}")
+    check(kept, f"{task}: no usable utterance ({[*skipped, 'none is listed'][0]}) in {root}; {DATASETS[task][3]}")
     return replace(corpus, utterances=kept, skipped=tuple(skipped))
 
 def _measure(corpus: Corpus, known: dict | None, u: Utterance) -> int:
     """The samples of an utterance: by its header where known is None, else by decoding, unless known (or MEMORY in a
     later run) has them. DataError if the file is broken."""
-    samples = _length(corpus.task, u.path)
+    samples = header_samples(corpus.task, u.path)
     if known is not None:
         about = os.stat(u.path)
         key = f"{u.path} {about.st_size} {about.st_mtime} {corpus.trim}"
@@ -219,7 +182,7 @@ def read_ks(root, split: str, skip_broken=False) -> Corpus:
     for path in sorted(folder.glob("*/[!.]*.wav")):
         word = "_silence_" if path.parent.name == "_background_noise_" else path.parent.name
         label = word if word in KEYWORDS else "_unknown_"
-        _check(split != "test" or word == label, f"KS: an unknown class {word} in {folder}; remove that folder")
+        check(split != "test" or word == label, f"KS: an unknown class {word} in {folder}; remove that folder")
         if split == "test" or word == "_silence_" or keyword_split(path.name) == split:
             clips.append(Utterance(f"{path.parent.name}/{path.name}", str(path), KEYWORDS.index(label), label))
     # DIFFERS: they draw dev clips by class, as in training; we score each clip once, of the noise its first second
@@ -245,7 +208,7 @@ def read_sid(root, split: str, skip_broken=False) -> Corpus:
     names = [name for part, name in _rows("SID", file, r"([123])\s+(id1\d{4}/.+)") if part == number]
     utterances = _voxceleb(root, names, {speaker: label for label, speaker in enumerate(SPEAKERS)})
     for u in utterances:
-        _check(u.target >= 0, f"SID: {u.reference}, not among id10001 to id11251, in {file}; correct it")
+        check(u.target >= 0, f"SID: {u.reference}, not among id10001 to id11251, in {file}; correct it")
     crop = 8 * SAMPLE_RATE if split == "train" else None
     return _checked(Corpus("SID", utterances, len(SPEAKERS), SPEAKERS.__getitem__, crop=crop), root, skip_broken)
 
@@ -267,17 +230,17 @@ def read_asv(root, split: str, skip_broken=False) -> Corpus:
             for a, b, c in zip(one[:10], one[len(one) // 2:], two):
                 lists["dev"] += (1, a, b), (0, a, c)
     trials = lists[split]
-    _check(trials or split == "train", f"ASV: no {split} trials (veri_{split}.txt) in {root}/VoxCeleb1; {VOXCELEB}")
+    check(trials or split == "train", f"ASV: no {split} trials (veri_{split}.txt) in {root}/VoxCeleb1; {VOXCELEB}")
     names = {name for _, *pair in trials for name in pair} or {name for own in files.values() for name in own}
     utterances = _voxceleb(root, sorted(names), {speaker: label for label, speaker in enumerate(files)})
-    least, crop = (2 * SAMPLE_RATE + 1, 8 * SAMPLE_RATE) if split == "train" else (FRAME, None)
+    least, crop = (2 * SAMPLE_RATE + 1, 8 * SAMPLE_RATE) if split == "train" else (RECEPTIVE_FIELD, None)
     corpus = Corpus("ASV", utterances, len(files), list, GAIN, trim=True, least=least, crop=crop)
     corpus = _checked(corpus, root, skip_broken)
     ids = {u.id for u in corpus.utterances}
     kept = tuple(trial for trial in trials if ids.issuperset(trial[1:]))
     lost = tuple(f"{a} and {b} are a trial that cannot be held" for _, a, b in trials if not ids.issuperset((a, b)))
     both = {label for label, *_ in kept} == {0, 1}
-    _check(both or split == "train", f"ASV: no usable {split} trials of both labels in {root}/VoxCeleb1; {VOXCELEB}")
+    check(both or split == "train", f"ASV: no usable {split} trials of both labels in {root}/VoxCeleb1; {VOXCELEB}")
     return replace(corpus, trials=kept, skipped=corpus.skipped + lost)
 
 def read_sd(root, split: str, skip_broken=False) -> Corpus:
@@ -288,26 +251,26 @@ def read_sd(root, split: str, skip_broken=False) -> Corpus:
     line = rf"SPEAKER\s+(\S+)\s+1\s+{number}\s+{number}\s+<NA>\s+<NA>\s+(\S+)\s+<NA>.*"
     for name, start, seconds, speaker in _rows("SD", folder / "rttm", line):
         turns.setdefault(name, []).append([speaker, float(start), float(start) + float(seconds)])
-        _check(len({turn[0] for turn in turns[name]}) < 3, f"SD: three speakers ({name}) in {folder}/rttm; delete some")
+        check(len({turn[0] for turn in turns[name]}) < 3, f"SD: three speakers ({name}) in {folder}/rttm; delete some")
     # LibriMix writes the absolute paths of the machine that it ran on: what counts is the part from Libri2Mix/ on
     utterances = [Utterance(name, os.path.join(root, *path.rpartition("Libri2Mix/")[1:]), None, None)
                   for name, path in _rows("SD", folder / "wav.scp", r"(\S+)\s+(.+)")]
     odd = {u.id for u in utterances} ^ turns.keys()
-    _check(not odd, f"SD: {min(odd, default='')}, in one of wav.scp and rttm only, in {folder}; complete or delete it")
+    check(not odd, f"SD: {min(odd, default='')}, in one of wav.scp and rttm only, in {folder}; complete or delete it")
     corpus, chunks = _checked(Corpus("SD", utterances, 2, decode_turns), root, skip_broken), []
     size = 20 * SAMPLE_RATE if split == "train" else 10**9  # DIFFERS: they cut dev and test as well, and score padding
     for u in corpus.utterances:
         end = max(off for _, _, off in turns[u.id])  # of the real ones some last a little longer than their recording
         problem = f"SD: a turn of {u.id} that ends at {end:.2f} s, after the recording, in {folder}/rttm; correct it"
-        _check(end * SAMPLE_RATE < u.samples + 2 * SAMPLE_RATE, problem)
+        check(end * SAMPLE_RATE < u.samples + 2 * SAMPLE_RATE, problem)
         labels = diarization_labels(turns[u.id], u.samples)
         for start in range(0, len(labels) * LABEL_HOP, size):
             a, b, stop = start / SAMPLE_RATE, (start + size) / SAMPLE_RATE, min(start + size, len(labels) * LABEL_HOP)
             spoken = [[who, max(on - a, 0.0), min(off, b) - a] for who, on, off in turns[u.id] if on < b and off > a]
             target, id = labels[start // LABEL_HOP:stop // LABEL_HOP], f"{u.id}@{start}" if start else u.id
             chunks.append(Utterance(id, u.path, target, spoken, stop - start, start, stop))
-    short = tuple(f"{u.id} is a rest of {u.samples} samples" for u in chunks if u.samples < FRAME)
-    chunks = [u for u in chunks if u.samples >= FRAME]
+    short = tuple(f"{u.id} is a rest of {u.samples} samples" for u in chunks if u.samples < RECEPTIVE_FIELD)
+    chunks = [u for u in chunks if u.samples >= RECEPTIVE_FIELD]
     return replace(corpus, utterances=chunks, skipped=corpus.skipped + short)
 
 def read_ic(root, split: str, skip_broken=False) -> Corpus:
@@ -317,10 +280,10 @@ def read_ic(root, split: str, skip_broken=False) -> Corpus:
         file = folder / f"data/{'valid' if part == 'dev' else part}_data.csv"
         lines = csv.DictReader(line for line, in _rows("IC", file, "(.*)"))
         tables[part] = [[line.get(column) for column in ("path", "action", "object", "location")] for line in lines]
-        _check(all(map(all, tables[part])), f"IC: no path, action, object or location in a line of {file}; complete it")
+        check(all(map(all, tables[part])), f"IC: no path, action, object or location in a line of {file}; complete it")
     values = [list(dict.fromkeys(column)) for column in list(zip(*tables["train"]))[1:]]  # in order of appearance
     for _, *intent in tables[split]:
-        _check(all(map(list.__contains__, values, intent)), f"IC: {intent}, unknown to train, in {file}; correct it")
+        check(all(map(list.__contains__, values, intent)), f"IC: {intent}, unknown to train, in {file}; correct it")
     utterances = [Utterance(path, str(folder / path), tuple(map(list.index, values, intent)), intent)
                   for path, *intent in tables[split]]
     corpus = Corpus("IC", utterances, tuple(map(len, values)), functools.partial(decode_intent, values))
@@ -334,7 +297,7 @@ def read_sf(root, split: str, skip_broken=False) -> Corpus:
     symbols = SF_SYMBOLS + [tag for slot in slots if slot != "O" for tag in (f"B-{slot} ", f" E-{slot}")]
     sentences = {}
     for id, *sentence in _rows("SF", file, r"(\S+) BOS (.+) EOS\tO (.+) \S+"):
-        _check(id not in sentences, f"SF: {id}, listed twice, in {file}; delete one")
+        check(id not in sentences, f"SF: {id}, listed twice, in {file}; delete one")
         sentences[id] = sentence
     for path in sorted(_need("SF", folder, "valid" if split == "dev" else split).glob("[!.]*")):
         id = path.stem
@@ -345,7 +308,7 @@ def read_sf(root, split: str, skip_broken=False) -> Corpus:
             continue
         words, labels = map(str.split, sentences[id])
         problem = f"SF: {id}, with unknown slots or not one per word, in {file}; correct it"
-        _check(len(words) == len(labels) and set(labels) <= {"O", *slots}, problem)
+        check(len(words) == len(labels) and set(labels) <= {"O", *slots}, problem)
         target = encode(slot_tokens(words, labels), symbols)
         utterances.append(Utterance(id, str(path), target, decode_slots(symbols, target)))
     corpus = Corpus("SF", utterances, len(symbols), functools.partial(decode_slots, symbols), skipped=tuple(silent))

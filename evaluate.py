@@ -18,31 +18,11 @@ from tqdm import tqdm
 
 from batches import collate, in_chunks, load_ahead
 from data import Corpus, DataError
-from features import CHUNK_SECONDS, FrozenFeatures, save
+from engine.frozen import CHUNK_SECONDS, FrozenFeatures
+from engine.runs import RunError, load_checkpoint, load_json, save
 from metrics import bootstrap
-from model import EncoderError, MultiTask, load_encoder, load_tensors
+from model import EncoderError, MultiTask, load_encoder
 from tasks import TASKS, score, summarise
-
-class RunError(Exception):
-    """A run that cannot start, go on or be read: the message is one sentence that says what to do."""
-
-def load_json(path: Path, lines: bool = False):
-    """A file of a run: one JSON value, or with `lines` one in each line, where a last line that a kill cut off does not
-    count. RunError if the file is damaged."""
-    try:
-        text = path.read_text()
-        return [json.loads(line) for line in text.split("\n")[:-1]] if lines else json.loads(text)
-    except ValueError as error:
-        raise RunError(f"no JSON in {path} ({error}); delete {path.parent} and train again") from error
-
-def load_checkpoint(folder: Path) -> dict:
-    """checkpoint.pt of a run, which cannot run code (`load_tensors`). RunError if it is damaged or none."""
-    path = folder / "checkpoint.pt"
-    try:
-        saved = load_tensors(path)
-        return {key: saved[key] for key in ("model", "step", "best", "seconds")} | saved
-    except Exception as error:  # a damaged file can fail in any way
-        raise RunError(f"no checkpoint of ours, or a damaged one, in {path}; delete its run and train again") from error
 
 def build(config: dict, classes: dict, runs: Path) -> MultiTask:
     """The model of a run: its encoder, frozen or to be trained, and a new head of `classes[task]` outputs for each of
@@ -50,11 +30,11 @@ def build(config: dict, classes: dict, runs: Path) -> MultiTask:
     other_run = runs / config["encoder"] / "checkpoint.pt"
     encoder = load_encoder(str(other_run) if other_run.parent.is_dir() else config["encoder"])
     encoder.requires_grad_(config["trains_encoder"])  # (a), (c): here the gradient stops; layer sum and head learn
-    encoder.conv_gradient = config.get("conv_gradient", 0.0)
-    if encoder.conv_gradient == 0:
+    encoder.feature_grad_mult = config.get("feature_grad_mult", 0.0)
+    if encoder.feature_grad_mult == 0:
         encoder.feature_extractor.requires_grad_(False)
     heads = {name: TASKS[name].head(encoder.dim, classes[name], config["hidden"][name]) for name in config["tasks"]}
-    return MultiTask(encoder, heads, config["augment"], config["mask_frames"])
+    return MultiTask(encoder, heads, config["augment"], config["time_mask_width"])
 
 def restore(model: MultiTask, folder: Path) -> dict:
     """Put the weights of a run's checkpoint into a model: everything but the encoder, and the encoder where the run
@@ -80,7 +60,7 @@ def read(name: str, split: str, config: dict) -> Corpus:
     return corpus
 
 @torch.no_grad()
-def examine(model: MultiTask, corpora: dict[str, Corpus], frozen: dict[str, FrozenFeatures | None], workers: int = 0,
+def predict_and_score(model: MultiTask, corpora: dict[str, Corpus], frozen: dict[str, FrozenFeatures | None], workers: int = 0,
             quiet: bool = False) -> dict[str, list[dict]]:
     """One row (tasks.score) for every utterance of each task's corpus. The model is left in evaluation mode.
 
@@ -256,7 +236,7 @@ def main() -> None:
             corpora = {name: read(name, args.split, config) for name in config["tasks"]}
             model = build(config, {name: corpus.classes for name, corpus in corpora.items()}, args.run.parent)
             restore(model, args.run)
-            rows = examine(model, corpora, {})
+            rows = predict_and_score(model, corpora, {})
             print(json.dumps({name: summarise(TASKS[name], items) for name, items in rows.items()}, indent=1))
         results = read_results(args.runs)
         if not results and not args.run:

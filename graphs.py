@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
-from evaluate import RunError, load_json, read_results
+from engine.runs import RunError, load_json
+from evaluate import read_results
 from metrics import paired_bootstrap
 from tasks import TASKS, Metric
 

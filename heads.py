@@ -20,11 +20,11 @@ class Head(nn.Module):
     pools = False          # True: a mean over time may come first (see features.FrozenFeatures)
     frame_aligned = False  # True: the targets are tied to time, so the features must not be time-warped
 
-    def terms(self, targets: list) -> int:
+    def loss_weight(self, targets: list) -> int:
         """How many terms the mean in `loss` is over, so that several processes can average exactly."""
         return len(targets)
 
-def _onto(place: Tensor, x: Tensor) -> Tensor:
+def to_device_of(place: Tensor, x: Tensor) -> Tensor:
     """x on the device of another tensor, without waiting until a GPU has come so far."""
     return x.to(place.device, non_blocking=True)
 
@@ -33,7 +33,7 @@ def _fill_padding(x: Tensor, lengths: Tensor, value: float = 0) -> Tensor:
     padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
     return x.masked_fill(padding.view(*padding.shape, *[1] * (x.dim() - 2)), value)
 
-def _take(x: Tensor, lengths: Tensor, index: Tensor) -> Tensor:
+def gather_frames(x: Tensor, lengths: Tensor, index: Tensor) -> Tensor:
     """Entries `index` (M,) or (B, M) of the rows of x (B, T, ...), at most a row's own last entry: (B, M, ...)."""
     return x[torch.arange(len(x), device=x.device)[:, None], torch.minimum(index, lengths[:, None] - 1).clamp(min=0)]
 
@@ -49,13 +49,13 @@ class ClassifierHead(Head):
 
     def logits(self, features: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
         """One (B, C) per slot."""
-        frames = _onto(features, frames)
+        frames = to_device_of(features, frames)
         mean = _fill_padding(features, frames).sum(1) / frames[:, None]    # (B, D)
         return self.output(self.project(mean)).split(self.slots, dim=1)
 
     def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
         """Cross-entropy, -log p(class), summed over the slots; targets are ints, or a tuple of ints each."""
-        classes = _onto(features, torch.tensor(targets)).view(len(targets), -1)    # (B, slots)
+        classes = to_device_of(features, torch.tensor(targets)).view(len(targets), -1)    # (B, slots)
         return sum(F.cross_entropy(*slot) for slot in zip(self.logits(features, frames), classes.T))
 
     def predict(self, features: Tensor, frames: Tensor) -> list:
@@ -73,11 +73,11 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
     data.py lets none into training."""
     def backwards(x: Tensor, sizes: Tensor, fill: float = 0) -> Tensor:
         order = sizes[:, None] - 1 - torch.arange(x.shape[1], device=x.device)
-        return _fill_padding(_take(x, sizes, order), sizes, fill)
+        return _fill_padding(gather_frames(x, sizes, order), sizes, fill)
 
     lengths = torch.tensor([len(ids) for ids in targets])
     labels = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in targets], batch_first=True)
-    labels = _onto(logits, labels)
+    labels = to_device_of(logits, labels)
     log_probs = logits.log_softmax(-1)
     if logits.is_cuda:    # a loop over frames is thousands of small kernels there: PyTorch has one, of equal value
         return F.ctc_loss(log_probs.transpose(0, 1), labels, frames, lengths, zero_infinity=True)
@@ -153,10 +153,10 @@ class BLSTMCTCHead(CTCHead):
 
     def logits(self, features: Tensor, frames: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, C)."""
-        x, frames = self.project(features), _onto(features, frames)                             # (B, T, H)
+        x, frames = self.project(features), to_device_of(features, frames)                             # (B, T, H)
         mirrored = frames[:, None] - 1 - torch.arange(x.shape[1], device=x.device)              # (B, T)
         for ahead, back in zip(self.ahead, self.back):
-            backwards = _take(back(_take(x, frames, mirrored))[0], frames, mirrored)
+            backwards = gather_frames(back(gather_frames(x, frames, mirrored))[0], frames, mirrored)
             x = self.dropout(torch.cat([ahead(x)[0], backwards], dim=2))                        # (B, T, 2 H)
         return self.output(x)
 
@@ -182,13 +182,13 @@ class DiarizationHead(Head):
     def logits(self, features: Tensor, frames: Tensor, size: int) -> Tensor:
         """(B, T, D) every 20 ms -> (B, size, K) every 10 ms: each frame is used twice, the last one until the end."""
         # DIFFERS: the released code repeats the padded batch's last frame: short utterances end in zeros, ours do not.
-        twice = _take(features, _onto(features, frames), torch.arange(size, device=features.device) // 2)
+        twice = gather_frames(features, to_device_of(features, frames), torch.arange(size, device=features.device) // 2)
         return self.output(self.lstm(twice)[0])    # not packed: padding comes last, and nothing here looks ahead
 
     def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
         """`pit_bce`; targets are (label frames, K) tensors or arrays of 0 and 1."""
-        lengths = _onto(features, torch.tensor([len(target) for target in targets]))
-        labels = _onto(features, pad_sequence([torch.as_tensor(target) for target in targets], batch_first=True))
+        lengths = to_device_of(features, torch.tensor([len(target) for target in targets]))
+        labels = to_device_of(features, pad_sequence([torch.as_tensor(target) for target in targets], batch_first=True))
         return pit_bce(self.logits(features, frames, labels.shape[1]), labels, lengths)
 
     def predict(self, features: Tensor, frames: Tensor) -> list:
@@ -198,7 +198,7 @@ class DiarizationHead(Head):
         probabilities = self.logits(features, frames, max(sizes)).sigmoid().tolist()
         return [rows[:size] for rows, size in zip(probabilities, sizes)]
 
-    def terms(self, targets: list) -> int:
+    def loss_weight(self, targets: list) -> int:
         """Label frames: a long recording weighs more than a short one."""
         return sum(map(len, targets))
 
@@ -228,9 +228,9 @@ class XVectorHead(Head):
 
     def embed(self, features: Tensor, frames: Tensor) -> Tensor:
         """(B, T, D) -> (B, H). Utterances below 15 frames repeat their last one (the released code fails on them)."""
-        frames = _onto(features, frames)
+        frames = to_device_of(features, frames)
         index = torch.arange(max(features.shape[1], self.CONTEXT), device=features.device)
-        x = self.tdnn(self.project(_take(features, frames, index)).transpose(1, 2)).transpose(1, 2)
+        x = self.tdnn(self.project(gather_frames(features, frames, index)).transpose(1, 2)).transpose(1, 2)
         count = (frames - self.CONTEXT + 1).clamp(min=1)                                    # of x (B, T - 14, H)
         # DIFFERS: the released code counts one frame of padding too, and has no floor: NaN for a single frame.
         mean = _fill_padding(x, count).sum(1) / count[:, None]                              # (B, H)
@@ -240,7 +240,7 @@ class XVectorHead(Head):
     def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
         """`am_softmax`; targets are speaker numbers."""
         above = self.linear2(self.embed(features, frames)).relu()
-        return am_softmax(above, self.speakers, _onto(features, torch.tensor(targets)))
+        return am_softmax(above, self.speakers, to_device_of(features, torch.tensor(targets)))
 
     def predict(self, features: Tensor, frames: Tensor) -> list:
         """Embeddings of length 1 as lists of floats: the cosine of two is their dot product."""

@@ -8,14 +8,8 @@ B utterances, N samples (16 kHz), T frames (50 Hz), C channels, D dimensions (76
 `lengths` (B,) are in samples; they and the `frames` counted from them best stay on the CPU: nobody then waits for a
 GPU to know them.
 """
-import argparse
-import ctypes
-import json
 import re
-import zipfile
 from collections import namedtuple
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,7 +17,9 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
-from rules import FRAME, HOP
+from engine.kernels import Dropout, attend_with_dropout, convolve_by_fourier
+from engine.pretrained import DROPPED, RENAMED, EncoderError, read_weights
+from rules import RECEPTIVE_FIELD, HOP
 
 BASE = {  # arguments of torchaudio.models.wav2vec2_model; convolutions: (channels, kernel, stride)
     "extractor_conv_layer_config": [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2, "extractor_conv_bias": False,
@@ -40,21 +36,10 @@ ROUND = 100  # hops: on a GPU, the row of all waves has a multiple of these
 # Replaces a batches.Batch that a frozen encoder has already heard: its states (L+1, B, T, D) and frames (B,).
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 
-class EncoderError(Exception):
-    """An encoder that cannot be loaded: the message is one sentence with the file and what is wrong with it."""
-
-def keep_memory() -> None:
-    """Freed memory stays with this process. glibc (Linux) else gives each large tensor back to the system and asks for
-    the next one anew, page by page: up to a quarter of an MTL step on a CPU. Without glibc this does nothing."""
-    with suppress(OSError, AttributeError):
-        glibc = ctypes.CDLL("libc.so.6")
-        glibc.mallopt(-4, 0)   # M_MMAP_MAX: no block is a mapping of its own
-        glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the end of the heap is not given back
-
 def frame_count(samples):
     """Frames in so many samples (int or tensor): one every 320 (20 ms), each sees 400 (25 ms), none below 400."""
     # DIFFERS: s3prl rounds samples / 320, which may count a last frame that lies in the padding.
-    frames = (samples - FRAME) // HOP + 1
+    frames = (samples - RECEPTIVE_FIELD) // HOP + 1
     return frames.clamp(min=0) if isinstance(frames, Tensor) else max(0, frames)
 
 class Hubert(nn.Module):
@@ -67,8 +52,8 @@ class Hubert(nn.Module):
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, Dropout(child.p))
         self.feature_extractor, self.encoder = network.feature_extractor, network.encoder
-        self.sizes, self.dim, self.state_count = sizes, sizes["encoder_embed_dim"], sizes["encoder_num_layers"] + 1
-        self.conv_gradient = 0.1  # scales the gradient of the convolutions, as when HuBERT Base was pretrained
+        self.config, self.dim, self.num_states = sizes, sizes["encoder_embed_dim"], sizes["encoder_num_layers"] + 1
+        self.feature_grad_mult = 0.1  # scales the gradient of the convolutions, as when HuBERT Base was pretrained
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waves (B, N) float32 at 16 kHz, lengths (B,) -> states (L+1, B, T, D), zero where padded; frames (B,).
@@ -94,12 +79,12 @@ class Hubert(nn.Module):
         x = self._convolve_row(waves, frames) if waves[0].is_cuda else \
             torch.cat([self.feature_extractor(wave[None], None)[0][0] for wave in waves])  # (F, C)
         if x.requires_grad:
-            x.register_hook(lambda gradient: self.conv_gradient * gradient)
+            x.register_hook(lambda gradient: self.feature_grad_mult * gradient)
         x, transformer = self.encoder.feature_projection(x), self.encoder.transformer  # (F, D)
         position = transformer.pos_conv_embed.conv
         gap = position.kernel_size[0] // 2  # zeros between utterances: as far as this convolution sees
         row = torch.cat([F.pad(one, (0, 0, 0, gap)) for one in x.split(frames)])
-        x = x + _first_of_each(F.gelu(_convolve_by_fourier(position, row)), [T + gap for T in frames], frames)
+        x = x + _first_of_each(F.gelu(convolve_by_fourier(position, row)), [T + gap for T in frames], frames)
         x = transformer.dropout(transformer.layer_norm(x))
         states = [x]  # DIFFERS: the released code leaves this one out; SUPERB, and we, use all L+1
         for layer in transformer.layers:
@@ -140,29 +125,11 @@ class Hubert(nn.Module):
 
     def checkpoint(self) -> dict:
         """What `load_encoder` needs to find in a file, on its own or as "encoder" in a run's checkpoint.pt."""
-        return {"config": self.sizes, "state_dict": self.state_dict()}
+        return {"config": self.config, "state_dict": self.state_dict()}
 
 def _first_of_each(row: Tensor, slots: list[int], sizes: list[int]) -> Tensor:
     """Of each slot (so many entries of the row, one slot after the other) the first entries: (sum of sizes, D)."""
     return torch.cat([slot[:size] for slot, size in zip(row[:sum(slots)].split(slots), sizes)])
-
-def _convolve_by_fourier(convolution: nn.Conv1d, x: Tensor) -> Tensor:
-    """The positional convolution of a row of utterances, x (T, D) -> (T, D), on a CPU at a tenth of the cost.
-
-    Directly, each output takes a product for each of its I inputs at each of K = 128 frames. Between Fourier transforms
-    it takes one complex product for each input: a sum over time becomes a product per frequency. Transforms of length
-    2 K convolve in a circle, and without wrapping around a kernel fits into 2 K - K + 1 = K + 1 places there. So pieces
-    of 2 K frames begin K + 1 apart (they overlap), and of each result the first K + 1 places are kept.
-    n pieces, G groups of I = O = D / G channels, F = K + 1 frequencies."""
-    (T, D), weight, groups, dtype = x.shape, convolution.weight, convolution.groups, x.dtype
-    _, I, K = weight.shape
-    n = -(-T // (K + 1))
-    x = F.pad(x.to(weight.dtype), (0, 0, K // 2, n * (K + 1) + K - 1 - K // 2 - T))  # there is no transform of bfloat16
-    pieces = torch.fft.rfft(x.unfold(0, 2 * K, K + 1)).view(n, groups, I, -1)                   # (n, G, I, F)
-    kernels = torch.fft.rfft(weight, 2 * K).view(groups, I, I, -1)                              # (G, O, I, F)
-    product = torch.einsum("ngif,goif->ngof", pieces, kernels.conj())  # conj: a Conv1d does not mirror its kernels
-    result = torch.fft.irfft(product, 2 * K)[..., :K + 1].movedim(3, 1)                         # (n, K + 1, G, O)
-    return (result.reshape(-1, D)[:T] + convolution.bias).to(dtype)
 
 def _attend(attention: nn.Module, x: Tensor, frames: list[int]) -> Tensor:
     """torchaudio's self-attention, x (F, D) -> (F, D), in which each frame sees those of its own utterance."""
@@ -171,28 +138,10 @@ def _attend(attention: nn.Module, x: Tensor, frames: list[int]) -> Tensor:
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj))  # (1, heads, T, D / heads) each
     dropout = attention.dropout if attention.training else 0.0
     if dropout and not x.is_cuda:
-        mixed = [_attend_with_dropout(*one, dropout) for one in zip(queries, keys, values)]
+        mixed = [attend_with_dropout(*one, dropout) for one in zip(queries, keys, values)]
     else:
         mixed = [F.scaled_dot_product_attention(*one, dropout_p=dropout) for one in zip(queries, keys, values)]
     return attention.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).reshape(x.shape))
-
-def _attend_with_dropout(queries: Tensor, keys: Tensor, values: Tensor, dropout: float) -> Tensor:
-    """scaled_dot_product_attention(..., dropout_p=dropout), (1, heads, T, d), at half the cost on a CPU: with `_drop`,
-    and head by head where all shares of attention would not fit into its cache."""
-    (_, heads, T, d), mixed = queries.shape, []
-    for q, k, v in zip(*(x[0].split(heads if T < 700 else 1) for x in (queries * d**-0.5, keys, values))):
-        mixed.append(_drop((q @ k.transpose(1, 2)).softmax(-1), dropout) @ v)
-    return torch.cat(mixed)[None]
-
-def _drop(x: Tensor, p: float) -> Tensor:
-    """F.dropout(x, p) from 16 random bits for each number, where PyTorch draws 64."""
-    bits = torch.randint(-2**63, 2**63 - 1, (x.numel() // 4 + 1,)).view(torch.int16)[:x.numel()].view(x.shape)
-    return (x * (bits >= round(p * 2**16) - 2**15)).div_(1 - p)
-
-class Dropout(nn.Dropout):
-    """nn.Dropout, faster on a CPU."""
-    def forward(self, x: Tensor) -> Tensor:
-        return _drop(x, self.p) if self.training and 0 < self.p < 1 and not x.is_cuda else super().forward(x)
 
 def random_encoder(sizes: dict, seed: int = 0) -> Hubert:
     """An encoder that has learnt nothing, always the same, which leaves the caller's random numbers alone."""
@@ -209,7 +158,7 @@ def load_encoder(source: str) -> Hubert:
       checkpoint (hubert_base_ls960.pt); a Hugging Face folder or file (pytorch_model.bin, model.safetensors)"""
     if source in ("random-tiny", "random-hubert_base"):
         return random_encoder(TINY if source == "random-tiny" else BASE)
-    content = _read(source)
+    content = read_weights(source)
     content = content.get("encoder", content)
     if "config" in content:
         sizes, state = content["config"], content["state_dict"]
@@ -226,54 +175,6 @@ def load_encoder(source: str) -> Hubert:
         raise EncoderError(f"{source}: {' '.join(str(error).partition(':')[2].split())[:300]}") from error
     return encoder.eval()
 
-# Parts of a pretrained or finetuned model that are not the encoder: mask, targets, output layers.
-DROPPED = r"(hubert\.)?(mask|label_embs_concat|layer_weights|final_proj\.|lm_head\.|projector\.|classifier\.)"
-RENAMED = (  # from the names of Hugging Face (first three rules) and fairseq to torchaudio's, which no rule changes
-    (r"^hubert\.", ""), (r"^encoder\.(?!transformer|feature)", "encoder.transformer."),
-    (r"^feature_projection", "encoder.feature_projection"), (r"\.pos_conv\.0\.", ".pos_conv_embed.conv."),
-    (r"^post_extract_proj", "encoder.feature_projection.projection"), (r"(conv_layers\.\d)\.0\.", r"\1.conv."),
-    (r"^layer_norm", "encoder.feature_projection.layer_norm"), (r"(conv_layers\.0)\.2\.", r"\1.layer_norm."),
-    (r"\.self_attn\.", ".attention."), (r"\.self_attn_layer_norm\.", ".layer_norm."),
-    (r"\.fc1\.", ".feed_forward.intermediate_dense."), (r"\.fc2\.", ".feed_forward.output_dense."))
-
-def _read(source: str) -> dict:
-    """What a source holds, read without ever running code that may be hidden in it."""
-    if source == "hubert_base":
-        try:
-            return torchaudio.pipelines.HUBERT_BASE.get_model(dl_kwargs={"weights_only": True}).state_dict()
-        except OSError as error:  # no network
-            raise EncoderError(f"hubert_base: the download failed ({error}); name a file of weights") from error
-    path = Path(__file__).with_name("tiny_hubert.pt") if source == "tiny" else Path(source)
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        path = path / name if (path / name).is_file() else path
-    if not path.is_file():
-        raise EncoderError(f"{path}: no such file; an encoder is tiny, hubert_base or a file of weights")
-    try:
-        return _read_safetensors(path.read_bytes()) if path.suffix == ".safetensors" else load_tensors(path)
-    except Exception as error:  # a damaged file can fail in any way
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {found[1]}, and weights must not run code" if found else "it is damaged"
-        raise EncoderError(f"{path}: not loaded, because {reason}") from error
-
-def load_tensors(path: Path) -> dict:
-    """A file of torch.save, whoever wrote it: tensors, numbers, text. An exception of any kind if it is damaged, where
-    one wrong bit is enough: PyTorch itself looks at no checksum."""
-    if zipfile.is_zipfile(path):  # (what old versions of PyTorch wrote has no checksums)
-        with zipfile.ZipFile(path) as parts:
-            if damaged := parts.testzip():
-                raise ValueError(f"wrong checksum of {damaged}")
-    fairseq = type("Dictionary", (), {}), "fairseq.data.dictionary.Dictionary"  # lies beside fairseq's weights
-    with torch.serialization.safe_globals([fairseq, argparse.Namespace]):
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-
-def _read_safetensors(raw: bytes) -> dict[str, Tensor]:
-    """Hugging Face's format: 8 bytes with the size of the header, the header in JSON, then all numbers."""
-    start = 8 + int.from_bytes(raw[:8], "little")
-    types, numbers = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}, bytearray(raw[start:])
-    header = {name: entry for name, entry in json.loads(raw[8:start]).items() if name != "__metadata__"}
-    return {name: torch.frombuffer(numbers[slice(*entry["data_offsets"])], dtype=types[entry["dtype"]])
-            .reshape(entry["shape"]) for name, entry in header.items()}
-
 class LayerSum(nn.Module):
     """The weighted sum of hidden states that the heads read: softmax weights, equal at first (SUPERB)."""
     def __init__(self, states: int):
@@ -285,17 +186,17 @@ class LayerSum(nn.Module):
         with torch.autocast(states.device.type, enabled=False):
             return torch.tensordot(self.weights.softmax(0), states.to(self.weights.dtype), dims=1)
 
-def spec_augment(features: Tensor, frames: Tensor, time_warp: bool = True, time_width: int = 40,
+def spec_augment(features: Tensor, frames: Tensor, time_warp: bool = True, time_mask_width: int = 40,
                  time_masks: int = 2, dim_masks: int = 4, dim_width: int = 50) -> Tensor:
     """SpecAugment on features (B, T, D), as the released code does it: time warp, masks over dimensions, over time.
 
-    Masked is 0. A mask's width is drawn below `time_width` frames, or below `dim_width` dimensions for D = 768 (else in
+    Masked is 0. A mask's width is drawn below `time_mask_width` frames, or below `dim_width` dimensions for D = 768 (else in
     proportion); it may lie in the padding. Random numbers come from the global CPU generator, in the released order."""
     B, T, D = features.shape
     if time_warp:
         features = torch.stack([_warp(one, n) for one, n in zip(features, frames.tolist())])
     dims = _spans(B, D, dim_masks, max(1, dim_width * D // 768)).to(features.device, non_blocking=True)
-    times = _spans(B, T, time_masks, time_width).to(features.device, non_blocking=True)
+    times = _spans(B, T, time_masks, time_mask_width).to(features.device, non_blocking=True)
     return features.masked_fill(dims[:, None, :] | times[:, :, None], 0.0)
 
 def _warp(features: Tensor, frames: int, most: int = 5) -> Tensor:
@@ -317,11 +218,11 @@ def _spans(utterances: int, size: int, spans: int, width: int) -> Tensor:
 
 class MultiTask(nn.Module):
     """One encoder and one weighted sum under the heads of all tasks (one head: scenarios (a) and (c)). With `augment`
-    there is SpecAugment in training, its time masks shorter than `time_width` frames."""
-    def __init__(self, encoder: Hubert, heads: dict[str, nn.Module], augment: bool = True, time_width: int = 40):
+    there is SpecAugment in training, its time masks shorter than `time_mask_width` frames."""
+    def __init__(self, encoder: Hubert, heads: dict[str, nn.Module], augment: bool = True, time_mask_width: int = 40):
         super().__init__()
-        self.encoder, self.layer_sum, self.heads = encoder, LayerSum(encoder.state_count), nn.ModuleDict(heads)
-        self.augment, self.time_width = augment, time_width
+        self.encoder, self.layer_sum, self.heads = encoder, LayerSum(encoder.num_states), nn.ModuleDict(heads)
+        self.augment, self.time_mask_width = augment, time_mask_width
         self.train()  # the encoder came in evaluation mode
 
     def forward(self, batches: dict) -> dict[str, Tensor]:
@@ -330,13 +231,13 @@ class MultiTask(nn.Module):
         for task, (features, frames) in self._features(batches).items():
             if self.training and self.augment:
                 # DIFFERS: the released code warps the features of diarization but not its labels; we warp neither.
-                features = spec_augment(features, frames, not self.heads[task].frame_aligned, self.time_width)
+                features = spec_augment(features, frames, not self.heads[task].frame_aligned, self.time_mask_width)
             with torch.autocast(features.device.type, enabled=False):  # heads are small, and a CPU's bf16 LSTM slow
                 losses[task] = self.heads[task].loss(features, frames, batches[task].targets)
         if self.training and dist.is_initialized():
             # DIFFERS: the released code gives processes equal weight; we weight by the terms in each one's mean,
             # so that the mean over processes, which DDP takes, is the loss of the whole batch.
-            terms = [float(self.heads[task].terms(batches[task].targets)) for task in losses]
+            terms = [float(self.heads[task].loss_weight(batches[task].targets)) for task in losses]
             total = torch.tensor(terms, device=self.layer_sum.weights.device)
             dist.all_reduce(total)
             losses = {task: losses[task] * (n * dist.get_world_size() / of_all)

@@ -8,12 +8,12 @@ import re
 import numpy as np
 
 SAMPLE_RATE = 16_000
-FRAME, HOP = 400, 320            # HuBERT: receptive field and stride in samples
+RECEPTIVE_FIELD, HOP = 400, 320            # HuBERT: receptive field and stride in samples
 GAIN = 10 ** (-3 / 20)           # KS, ASV: -3 dB
 LABEL_HOP = SAMPLE_RATE // 100   # SD: a label every 10 ms
 # ASV: sox's `silence 1 0.1 0.1% -1 0.1 0.1%` takes RMS over 20 ms and runs of 0.1 s; trunc(RMS) has to exceed 0.1 % of
-# 2**31 - 1, so the squares in a window have to add up to LOUD.
-RMS_WINDOW, RUN, LOUD = SAMPLE_RATE // 50, SAMPLE_RATE // 10, SAMPLE_RATE // 50 * 2_147_484**2
+# 2**31 - 1, so the squares in a window have to add up to LOUD_POWER.
+RMS_WINDOW, SOX_RUN, LOUD_POWER = SAMPLE_RATE // 50, SAMPLE_RATE // 10, SAMPLE_RATE // 50 * 2_147_484**2
 
 VOWELS = [vowel + stress for vowel in "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split() for stress in "012"]
 CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
@@ -83,20 +83,20 @@ def keyword_split(name: str) -> str:
     percent = int(digest, 16) % 2**27 * 100 / (2**27 - 1)
     return "dev" if percent < 10 else "discarded" if percent < 20 else "train"
 
-def sounding(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]]:
+def voiced_segments(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]]:
     """The parts [start, stop) of a wave (n,) that sox's silence effect keeps, to the sample.
-    A part begins with RUN loud samples; it ends where RUN quiet ones follow, and then the RMS window is emptied."""
-    # no more of a square matters than LOUD; up to there float64 holds integers exactly
-    squares = np.minimum(np.rint(wave.astype(np.float64) * (gain * 2**31)) ** 2, LOUD).astype(np.int64)
+    A part begins with SOX_RUN loud samples; it ends where SOX_RUN quiet ones follow, and then the RMS window is emptied."""
+    # no more of a square matters than LOUD_POWER; up to there float64 holds integers exactly
+    squares = np.minimum(np.rint(wave.astype(np.float64) * (gain * 2**31)) ** 2, LOUD_POWER).astype(np.int64)
     power = np.cumsum(squares)  # wraps around, which leaves the differences exact
     power[RMS_WINDOW:] -= power[:-RMS_WINDOW].copy()
-    levels = bytearray(np.where(power >= LOUD, b"L", b"q").tobytes())
-    part = re.compile(rb"(?<!L)L{%d}(?:L+|q{1,%d}(?!q))*" % (RUN, RUN - 1))
+    levels = bytearray(np.where(power >= LOUD_POWER, b"L", b"q").tobytes())
+    part = re.compile(rb"(?<!L)L{%d}(?:L+|q{1,%d}(?!q))*" % (SOX_RUN, SOX_RUN - 1))
     kept, search = [], 0
     while search < len(wave):
-        filling = int((np.cumsum(squares[search:search + RMS_WINDOW]) < LOUD).sum())  # quiet with an emptied window
+        filling = int((np.cumsum(squares[search:search + RMS_WINDOW]) < LOUD_POWER).sum())  # quiet with an emptied window
         levels[search:search + filling] = b"q" * filling
         match = part.search(levels, search)
         kept += [match.span()] if match else []
-        search = match.end() + RUN if match else len(wave)
+        search = match.end() + SOX_RUN if match else len(wave)
     return kept

@@ -7,22 +7,14 @@
     (a+)  control        (b-1) with HuBERT frozen: how much is due to training the heads for longer?
 """
 import argparse
-import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 
-from evaluate import RunError
+from engine.launch import rank, world_size
+from engine.runs import RunError
 from tasks import TASKS, Recipe
-
-def rank() -> int:
-    """This process's number among those that torchrun started; 0 without it."""
-    return int(os.environ.get("RANK", 0))
-
-def world_size() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 def flag(default, text: str):
     """A field of `Setting`: its default, and what --help says about it."""
@@ -33,9 +25,9 @@ class Setting:
     """The numbers of a training run; every field is a flag (--mtl-lr 1e-4). The defaults are the paper's (Section
     3.3)."""
     encoder: str = flag("hubert_base", "tiny, hubert_base, or a file or folder with HuBERT weights")
-    head_lr: float = flag(0.0, "(a): learning rate; 0 = the task's own recipe in tasks.py")
-    head_steps: int = flag(0, "(a): updates; 0 = the task's own recipe")
-    head_batch: int = flag(0, "(a): utterances per update, of all processes; 0 = the task's own recipe")
+    ssl_lr: float = flag(0.0, "(a): learning rate; 0 = the task's own recipe in tasks.py")
+    ssl_steps: int = flag(0, "(a): updates; 0 = the task's own recipe")
+    ssl_batch: int = flag(0, "(a): utterances per update, of all processes; 0 = the task's own recipe")
     mtl_lr: float = flag(1e-5, "(b): peak learning rate, of encoder and heads alike")
     mtl_steps: int = flag(200_000, "(b): updates, each with one batch of every task")
     mtl_warmup: int = flag(5_000, "(b): updates over which the rate rises from 0; then it falls linearly to 0")
@@ -45,8 +37,8 @@ class Setting:
     transfer_warmup: int = flag(5_000, "(c): updates of warm-up")
     transfer_batch: int = flag(8, "(c): utterances per update, of all processes")
     evaluate_every: int = flag(5_000, "(c): updates between two looks at dev")
-    mask_frames: int = flag(40, "(b), (c): SpecAugment's time masks, in frames, are shorter; 0 = no SpecAugment")
-    conv_gradient: float = flag(0.1, "(b): scales the gradient of HuBERT's convolutions; 0 = they stay as they are")
+    time_mask_width: int = flag(40, "(b), (c): SpecAugment's time masks, in frames, are shorter; 0 = no SpecAugment")
+    feature_grad_mult: float = flag(0.1, "(b): scales the gradient of HuBERT's convolutions; 0 = they stay as they are")
     save_every: int = flag(1_000, "updates between two checkpoints: a kill loses at most these")
     log_every: int = flag(100, "updates between two lines of log.jsonl")
     workers: int = flag(4, "processes that read audio ahead")
@@ -57,7 +49,7 @@ SETTINGS = {
     # DIFFERS from the paper, to be done in minutes: a tiny encoder, so larger rates and far fewer updates.
     "tiny": Setting(encoder="tiny", mtl_lr=1e-3, mtl_steps=300, mtl_warmup=15, mtl_batch=2,
                     transfer_lr=2e-3, transfer_steps=400, transfer_warmup=20, transfer_batch=16, evaluate_every=100,
-                    mask_frames=0, conv_gradient=0.0, save_every=100, log_every=10, workers=0),
+                    time_mask_width=0, feature_grad_mult=0.0, save_every=100, log_every=10, workers=0),
 }
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ class Run:
         fold = f"-fold{args.fold}" if args.fold > 1 else ""
         return args.runs / f"{self.scenario}-{self.label}{seed}{fold}"
 
-    def needs(self, args: argparse.Namespace) -> list["Run"]:
+    def prerequisites(self, args: argparse.Namespace) -> list["Run"]:
         """The runs whose results this one starts from."""
         if self.scenario == "ssl":
             return []
@@ -101,12 +93,12 @@ def requested_runs(args: argparse.Namespace) -> list[Run]:
         return [Run(args.scenario, tuple(args.tasks or TASKS))]
     return [each[args.scenario](name) for name in args.task or TASKS]
 
-def with_needs(runs: list[Run], args: argparse.Namespace) -> list[list[Run]]:
+def with_prerequisites(runs: list[Run], args: argparse.Namespace) -> list[list[Run]]:
     """All runs to make, in stages: the runs of one stage need only runs of earlier stages."""
     wanted = list(runs)
     for run in wanted:  # grows on the way
         if not (run.folder(args) / "result.json").exists():
-            wanted += [need for need in run.needs(args) if need not in wanted]
+            wanted += [need for need in run.prerequisites(args) if need not in wanted]
     stages = [[run for run in wanted if run.scenario in names]
               for names in (("ssl",), ("mtl", "leave-one-out", "control"), ("transfer",))]
     return [stage for stage in stages if stage]
@@ -127,11 +119,11 @@ def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
     if run.scenario == "ssl":
         recipe = recipe_of(run.tasks[0], args)
         return config | {
-            "lr": setting.head_lr or recipe.lr, "steps": setting.head_steps or recipe.steps, "warmup": None,
-            "batch": {run.tasks[0]: setting.head_batch or recipe.batch}, "evaluate_every": recipe.evaluate_every,
-            "augment": recipe.augment, "mask_frames": 40, "clip": recipe.clip, "weight_decay": recipe.weight_decay}
+            "lr": setting.ssl_lr or recipe.lr, "steps": setting.ssl_steps or recipe.steps, "warmup": None,
+            "batch": {run.tasks[0]: setting.ssl_batch or recipe.batch}, "evaluate_every": recipe.evaluate_every,
+            "augment": recipe.augment, "time_mask_width": 40, "clip": recipe.clip, "weight_decay": recipe.weight_decay}
     config |= {"heads": args.heads, "clip": 1.0, "weight_decay": 0.0,
-               "augment": setting.mask_frames > 0, "mask_frames": setting.mask_frames}
+               "augment": setting.time_mask_width > 0, "time_mask_width": setting.time_mask_width}
     if run.scenario == "transfer":
         return config | {
             "encoder": leave_one_out(run.left_out).folder(args).name, "lr": setting.transfer_lr,
@@ -140,7 +132,7 @@ def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
     return config | {
         "lr": setting.mtl_lr, "steps": setting.mtl_steps, "warmup": setting.mtl_warmup, "processes": world_size(),
         "batch": {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks},
-        "weighting": args.weighting, "conv_gradient": setting.conv_gradient,
+        "weighting": args.weighting, "feature_grad_mult": setting.feature_grad_mult,
         "evaluate_every": None}  # the last checkpoint is the one reported (paper, Section 4.1)
 
 def recipe_of(name: str, args: argparse.Namespace) -> Recipe:

@@ -24,10 +24,9 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from datetime import timedelta
-from multiprocessing import get_context
-from multiprocessing.connection import wait
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,12 +37,14 @@ from tqdm import tqdm
 import graphs
 import toy
 from batches import Steps, Stream, load_ahead
-from data import Corpus, DataError
-from dryrun import dry_run
-from evaluate import RunError, build, examine, load_checkpoint, load_json, print_results, read, restore, write_result
-from features import FrozenFeatures, cache_states, locked, means_suffice, save
-from model import EncoderError, MultiTask, keep_memory
-from scenarios import Run, Setting, arguments, configure, rank, requested_runs, setting_of, with_needs, world_size
+from data import Corpus
+from engine.frozen import FrozenFeatures, cache_states, means_suffice
+from engine.kernels import keep_memory
+from engine.launch import any_rank, first_process_first, friendly_errors, interruptible, rank, run_parallel, say, world_size
+from engine.runs import RunError, load_checkpoint, load_json, locked, save
+from evaluate import build, predict_and_score, print_results, read, restore, write_result
+from model import MultiTask
+from scenarios import Run, Setting, arguments, configure, requested_runs, setting_of, with_prerequisites
 from tasks import TASKS, summarise
 from weighting import pcgrad_backward, uncertainty_total
 
@@ -67,32 +68,7 @@ def check_finite(pending: tuple | None, folder: Path) -> None:
         raise RunError(f"{folder.name}: the {what} is not finite at step {step} ({utterances}); look at these files, "
                        "or lower the learning rate in a new --runs folder (the checkpoint is intact)")
 
-def say(text: str) -> None:
-    """Print above the progress bars; only the first process speaks."""
-    if rank() == 0:
-        tqdm.write(text)
-
-@contextmanager
-def interruptible():
-    """A list that Ctrl-C and SIGTERM (which Slurm sends before it kills) go into, so that the loop can save first."""
-    received = []
-    before = {number: signal.signal(number, lambda number, frame: received.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-def anywhere(condition: bool, device: torch.device) -> bool:
-    """Is it true in any process? All of them must stop at the same step."""
-    if not dist.is_initialized():
-        return condition
-    flag = torch.tensor(float(condition), device=device)
-    dist.all_reduce(flag)
-    return bool(flag > 0)
-
-def agree_with_disk(folder: Path, config: dict) -> None:
+def check_config(folder: Path, config: dict) -> None:
     """Write config.json; RunError, listing the differences, if the run in this folder was begun with other settings, or
     on other runs than there are now."""
     path, finished = folder / "config.json", (folder / "result.json").exists()
@@ -112,15 +88,6 @@ def agree_with_disk(folder: Path, config: dict) -> None:
         about = {"versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
                  "command": shlex.join(sys.argv)}
         save(path, lambda file: file.write(json.dumps(config | about, indent=1).encode()))
-
-@contextmanager
-def first_process_first():
-    """The first process runs the block before the others, which then find its files (lengths, features) on disk."""
-    if dist.is_initialized() and rank() > 0:
-        dist.barrier()
-    yield
-    if dist.is_initialized() and rank() == 0:
-        dist.barrier()
 
 def frozen_features(corpora: dict[str, Corpus], training: bool, model: MultiTask, config: dict, folder: Path, args,
                     setting: Setting, quiet: bool) -> dict[str, FrozenFeatures | None]:
@@ -153,9 +120,9 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     """Make one run: read, build, loop, evaluate on test, write result.json. Goes on from checkpoint.pt where there is
     one."""
     folder, config = run.folder(args), configure(run, args, setting)
-    sources = [need.folder(args) / "result.json" for need in run.needs(args)]
+    sources = [need.folder(args) / "result.json" for need in run.prerequisites(args)]
     config["built_on"] = {path.parent.name: load_json(path)["metrics"] for path in sources if path.exists()}
-    agree_with_disk(folder, config)
+    check_config(folder, config)
     if (folder / "result.json").exists():
         return
     if min(config["batch"].values()) * config.get("processes", 1) < world_size():
@@ -268,7 +235,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
             # In (a) and (c) the head is judged on dev now and then, and the best one is kept; (b) reports the last.
             last = step == config["steps"]
             if config["evaluate_every"] and rank() == 0 and (last or step % config["evaluate_every"] == 0):
-                rows = examine(model, corpora["dev"], frozen["dev"], setting.workers, quiet)
+                rows = predict_and_score(model, corpora["dev"], frozen["dev"], setting.workers, quiet)
                 model.train()
                 metrics = summarise(TASKS[run.tasks[0]], rows[run.tasks[0]])
                 first = TASKS[run.tasks[0]].metrics[0]
@@ -278,7 +245,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
                 log.write(json.dumps({"step": step, "dev": metrics}) + "\n")
 
             asked = step % 10 == 0 or world_size() == 1  # several processes have to wait for each other's answers
-            if asked and anywhere(bool(received), device):
+            if asked and any_rank(bool(received), device):
                 checkpoint(optimizer=optimizer.state_dict())
                 raise KeyboardInterrupt(f"{folder.name}: stopped after step {step} and saved")
             if step % setting.save_every == 0:
@@ -289,7 +256,7 @@ def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     checkpoint()
     if rank() == 0:
         write_result(folder, config, time.time() - began,
-                     examine(model, corpora["test"], frozen["test"], setting.workers, quiet))
+                     predict_and_score(model, corpora["test"], frozen["test"], setting.workers, quiet))
         shutil.rmtree(folder / "cache", ignore_errors=True)
     torch.set_num_threads(threads)
     if dist.is_initialized():
@@ -309,7 +276,7 @@ def make_all(stages: list[list[Run]], args, setting: Setting) -> None:
             make(run, args, setting)  # only checks that it was made with these settings
         done += len(ready)
         if jobs > 1 and len(waiting) > 1:
-            make_together(waiting, jobs, args, setting)
+            run_parallel(partial(train_alone, args=args, setting=setting), {run.folder(args).name: run for run in waiting}, jobs)
         else:
             for number, run in enumerate(waiting, done + 1):
                 say(f"[{number}/{total}] {run.folder(args).name}")
@@ -321,64 +288,15 @@ def make(run: Run, args, setting: Setting, quiet: bool = False) -> None:
     with locked(run.folder(args) / "run") if world_size() == 1 else nullcontext():
         train(run, args, setting, quiet)
 
-def make_together(runs: list[Run], jobs: int, args, setting: Setting) -> None:
-    """Runs that do not need each other, `jobs` at a time, each in a process of its own with one thread."""
-    names = ", ".join(run.folder(args).name for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
-    context, waiting, running = get_context("forkserver"), list(runs), []
-    with tqdm(desc=f"{names} ({jobs} at a time)", total=len(runs), unit="run") as progress:
-        try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    running.append(context.Process(target=train_alone, args=(waiting.pop(0), args, setting)))
-                    running[-1].start()
-                wait([process.sentinel for process in running])
-                for process in [process for process in running if process.exitcode is not None]:
-                    running.remove(process)
-                    progress.update()
-                    if process.exitcode < 0:
-                        raise RunError(f"a run was killed by signal {-process.exitcode}, perhaps for want of memory; "
-                                       "the same command goes on, and --jobs 1 needs less")
-                    if process.exitcode > 0:
-                        sys.exit(process.exitcode)  # it has said why
-        finally:
-            for process in running:
-                with suppress(ProcessLookupError):  # it may just have ended
-                    os.kill(process.pid, signal.SIGINT)  # it saves first
-            for process in running:
-                process.join()
-
 def train_alone(run: Run, args, setting: Setting) -> None:
-    """One run of `make_together`."""
+    """One run of `run_parallel`."""
     torch.set_num_threads(1)
-    with one_sentence(args.debug):
+    with friendly_errors(args.debug):
         make(run, args, setting, quiet=True)
-
-@contextmanager
-def one_sentence(debug: bool):
-    """What the user can mend ends as one sentence and exit code 2, Ctrl-C as one and 130; all else is a bug of ours."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        print(f"{str(stop) or 'stopped'}; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except (DataError, EncoderError, RunError, OSError, RuntimeError) as error:
-        causes = {"DataLoader worker": "a process that reads audio was killed; the same command goes on from the last "
-                                       "checkpoint, and fewer --workers need less memory",
-                  "allocate": "the memory is full; take a smaller --head-batch, --mtl-batch or --transfer-batch in a "
-                              "new --runs folder",
-                  "Connection": "another process of this run has died; the same command goes on from the last "
-                                "checkpoint"}
-        text = str(error)
-        if isinstance(error, RuntimeError):
-            text = next((causes[sign] for sign in causes if sign in text), None)
-        if debug or text is None:
-            raise
-        print(f"error: {text}", file=sys.stderr)
-        sys.exit(2)
 
 def main() -> None:
     args = arguments(__doc__)
-    with one_sentence(args.debug):
+    with friendly_errors(args.debug):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if args.device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -397,8 +315,9 @@ def make_requested(args) -> None:
     if dist.is_initialized():
         dist.barrier()
     for args.seed, args.fold in itertools.product(seeds, folds):
-        stages = with_needs(requested_runs(args), args)
+        stages = with_prerequisites(requested_runs(args), args)
         if args.dry_run:  # of one seed and fold
+            from tools.dryrun import dry_run
             return dry_run(stages, args, setting) if rank() == 0 else None
         make_all(stages, args, setting)
     if rank() == 0:

@@ -1,4 +1,5 @@
 """The benchmark runs, and what it divides by is right."""
+
 import json
 import sys
 from dataclasses import replace
@@ -8,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import bench
+from tools import bench
 from model import BASE, TINY, Hubert
 
 
@@ -19,7 +20,10 @@ def small(monkeypatch):
     mix["SD"] = 2.0, 2, torch.ones(200, 2)
     monkeypatch.setattr(bench, "MIX", mix)
     monkeypatch.setattr(bench, "EDGE", {"cpu": 128})
-    narrow = {name: replace(task, superb=replace(task.superb, hidden=16)) for name, task in bench.TASKS.items()}
+    narrow = {
+        name: replace(task, superb=replace(task.superb, hidden=16))
+        for name, task in bench.TASKS.items()
+    }
     monkeypatch.setattr(bench, "TASKS", narrow)
 
 
@@ -30,14 +34,26 @@ def run(monkeypatch, *arguments: str) -> None:
     bench.main()
 
 
-def test_json_has_a_row_for_each_measurement_with_values_that_can_be_true(small, monkeypatch, capsys):
+def test_json_has_a_row_for_each_measurement_with_values_that_can_be_true(
+    small, monkeypatch, capsys
+):
     run(monkeypatch, "--json")
     rows = {row["what"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert set(rows) >= {"matrix product, fp32", "reading .flac, one core", "encoder, fp32", "encoder, bf16",
-                         "frozen IC head, first epoch", "frozen IC head, later epoch", "MTL step, fp32",
-                         "MTL step, bf16", "MTL step by task, fp32"}
+    assert set(rows) >= {
+        "matrix product, fp32",
+        "reading .flac, one core",
+        "encoder, fp32",
+        "encoder, bf16",
+        "frozen IC head, first epoch",
+        "frozen IC head, later epoch",
+        "MTL step, fp32",
+        "MTL step, bf16",
+        "MTL step by task, fp32",
+    }
     assert all(row["ms"] > 0 and row["GB"] > 0 for row in rows.values())
-    assert all(row["% padding"] == 0 for name, row in rows.items() if name.startswith(("encoder", "MTL")))
+    assert all(
+        row["% padding"] == 0 for name, row in rows.items() if name.startswith(("encoder", "MTL"))
+    )
     assert rows["matrix product, fp32"]["x real time"] is None
     audio = sum(seconds * (1 if task == "SD" else 2) for task, (seconds, *_) in bench.MIX.items())
     step = rows["MTL step, fp32"]
@@ -58,6 +74,10 @@ def test_the_operations_of_the_encoder_are_those_that_pytorch_counts(sizes):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         encoder(waves, torch.tensor([20_000]))
     D, K = sizes["encoder_embed_dim"], sizes["encoder_pos_conv_kernel"]
-    pieces = -(-(62 + K // 2) // (K + 1))  # of the positional convolution, each with K + 1 complex frequencies
-    needed = counter.get_total_flops() - 2 * pieces * (K + 1) * D**2 // sizes["encoder_pos_conv_groups"]
+    pieces = -(
+        -(62 + K // 2) // (K + 1)
+    )  # of the positional convolution, each with K + 1 complex frequencies
+    needed = (
+        counter.get_total_flops() - 2 * pieces * (K + 1) * D**2 // sizes["encoder_pos_conv_groups"]
+    )
     assert bench.encoder_operations(sizes, 20_000) == pytest.approx(needed, rel=0.01)

@@ -1,4 +1,5 @@
 """Fig. 2: the edges of the paper's Table 1 say what Section 4.2 says, and ours also say which of them are noise."""
+
 import json
 import re
 import xml.etree.ElementTree as xml
@@ -13,7 +14,9 @@ from tasks import TASKS
 
 TABLE = json.loads(graphs.PAPER.read_text())
 CHANGES = {pair: change for pair, (change, _, _) in graphs.paper_changes().items()}
-EDGES = {(edge["source"], edge["target"]): edge for edge in graphs.make_edges(graphs.paper_changes())}
+EDGES = {
+    (edge["source"], edge["target"]): edge for edge in graphs.make_edges(graphs.paper_changes())
+}
 
 # Table 1 as printed, columns in the paper's order; rows (a), (b-1), eight of (b-2) and the ninth, (c).
 COLUMNS = "ASR.wer PR.per SF.f1 SF.cer SD.der ER.acc IC.acc KS.acc ASV.eer SID.acc".split()
@@ -32,62 +35,101 @@ PRINTED = {
     "transfer": "6.27 5.79 88.14 26.24 5.80 64.24 97.42 96.33 7.55 62.05",
 }
 
+
 def others(*names):
     """All tasks but these."""
     return set(TASKS) - set(names)
+
 
 def helped(source, target):
     """Does the target get worse without the source, by however little?"""
     return (CHANGES[source, target] > 0) == graphs.drawn_metric(target).lower_is_better
 
+
 def edges_to(target, graph):
     """source -> width of the edges that meet a task."""
-    return {edge["source"]: edge["width"] for edge in EDGES.values()
-            if edge["target"] == target and edge["graph"] == graph}
+    return {
+        edge["source"]: edge["width"]
+        for edge in EDGES.values()
+        if edge["target"] == target and edge["graph"] == graph
+    }
+
 
 def test_the_shipped_table_is_the_one_that_the_paper_prints():
     for row, printed in PRINTED.items():
         shipped = TABLE[row] if row in TABLE else TABLE["leave-one-out"][row]
-        flat = {f"{task}.{metric}": value for task, scores in shipped.items() for metric, value in scores.items()}
-        assert flat == {column: float(x) for column, x in zip(COLUMNS, printed.split(), strict=True) if x != "X"}, row
+        flat = {
+            f"{task}.{metric}": value
+            for task, scores in shipped.items()
+            for metric, value in scores.items()
+        }
+        assert flat == {
+            column: float(x) for column, x in zip(COLUMNS, printed.split(), strict=True) if x != "X"
+        }, row
+
 
 def test_the_table_has_the_tasks_and_metrics_of_tasks_py():
     for row in (TABLE["ssl"], TABLE["mtl"], TABLE["transfer"]):
-        assert {name: [*scores] for name, scores in row.items()} == \
-            {name: [metric.name for metric in task.metrics] for name, task in TASKS.items()}
+        assert {name: [*scores] for name, scores in row.items()} == {
+            name: [metric.name for metric in task.metrics] for name, task in TASKS.items()
+        }
+
 
 # Section 4.2, sentence by sentence.
+
 
 def test_the_paper_has_23_improvement_and_23_hurt_edges():
     graph_of = [edge["graph"] for edge in EDGES.values()]
     assert (graph_of.count("improvement"), graph_of.count("hurt")) == (23, 23)
 
-@pytest.mark.parametrize("source, target, graph, width, change", [
-    ("ASR", "PR", "improvement", "thin", 0.55), ("ASV", "SD", "hurt", "thick", -26.77),
-    ("SID", "ASV", "improvement", "thick", 33.14), ("PR", "ASR", "improvement", "thick", 9.16),
-    ("ASV", "SID", "improvement", "medium", -6.38), ("SID", "ER", "hurt", "medium", 2.05)])
+
+@pytest.mark.parametrize(
+    "source, target, graph, width, change",
+    [
+        ("ASR", "PR", "improvement", "thin", 0.55),
+        ("ASV", "SD", "hurt", "thick", -26.77),
+        ("SID", "ASV", "improvement", "thick", 33.14),
+        ("PR", "ASR", "improvement", "thick", 9.16),
+        ("ASV", "SID", "improvement", "medium", -6.38),
+        ("SID", "ER", "hurt", "medium", 2.05),
+    ],
+)
 def test_an_edge_keeps_the_sign_of_the_metric(source, target, graph, width, change):
     assert EDGES[source, target] == {
-        "graph": graph, "source": source, "target": target, "width": width, "change": change}
+        "graph": graph,
+        "source": source,
+        "target": target,
+        "width": width,
+        "change": change,
+    }
+
 
 def test_asr_is_helped_by_pr_and_a_little_by_sd_and_hurt_by_all_others():
     assert edges_to("ASR", "improvement") == {"PR": "thick", "SD": "thin"}
     assert set(edges_to("ASR", "hurt")) == others("ASR", "PR", "SD")
 
+
 def test_pr_is_helped_by_asr_and_hurt_by_all_others():
     assert set(edges_to("PR", "improvement")) == {"ASR"}
     assert set(edges_to("PR", "hurt")) == others("PR", "ASR")
 
+
 @pytest.mark.parametrize("target", ["ASR", "PR", "SD"])
 def test_content_tasks_and_sd_are_hurt_most_by_the_speaker_tasks_asv_and_sid(target):
-    assert set(sorted(edges_to(target, "hurt"), key=lambda source: CHANGES[source, target])[:2]) == {"ASV", "SID"}
+    assert set(
+        sorted(edges_to(target, "hurt"), key=lambda source: CHANGES[source, target])[:2]
+    ) == {"ASV", "SID"}
+
 
 def test_sf_is_helped_by_asr_pr_er_and_sid_and_hurt_by_sd_and_asv():
     assert set(edges_to("SF", "improvement")) == {"ASR", "PR", "ER", "SID"} | {"IC"}
     assert set(edges_to("SF", "hurt")) == {"SD", "ASV"}
 
+
 @pytest.mark.parametrize("source", ["IC", "KS"])
-def test_sf_is_hurt_by_ic_and_ks_in_f1_and_helped_in_cer_which_the_paper_tells_the_other_way_round(source):
+def test_sf_is_hurt_by_ic_and_ks_in_f1_and_helped_in_cer_which_the_paper_tells_the_other_way_round(
+    source,
+):
     # The sentence is "IC and KS help a little in terms of F1 but hurt in terms of CER". But F1 is 87.65 without IC and
     # 87.83 without KS, both better than 87.56, and CER is 26.94 and 26.88, both worse than 26.76. Only IC's 0.67 % of
     # CER is enough for an edge.
@@ -95,33 +137,44 @@ def test_sf_is_hurt_by_ic_and_ks_in_f1_and_helped_in_cer_which_the_paper_tells_t
     assert helped(source, "SF")
     assert ((source, "SF") in EDGES) == (source == "IC")
 
+
 def test_sd_is_hurt_by_all_other_tasks():
     assert not any(helped(source, "SD") for source in others("SD"))
     assert set(edges_to("SD", "hurt")) == others("SD", "KS")  # without KS -0.41 %: no edge
+
 
 def test_er_is_helped_by_all_tasks_except_sid():
     assert set(edges_to("ER", "improvement")) == others("ER", "SID")
     assert set(edges_to("ER", "hurt")) == {"SID"}
 
+
 @pytest.mark.parametrize("target", ["IC", "KS"])
 def test_for_ic_and_ks_the_influence_of_other_tasks_is_negligible(target):
     assert not edges_to(target, "improvement") and not edges_to(target, "hurt")
 
+
 def test_asv_is_helped_by_all_tasks_except_ic_and_especially_by_sid():
-    assert set(edges_to("ASV", "improvement")) == others("ASV", "IC") and not edges_to("ASV", "hurt")
+    assert set(edges_to("ASV", "improvement")) == others("ASV", "IC") and not edges_to(
+        "ASV", "hurt"
+    )
     assert not helped("IC", "ASV")  # -0.30 %: no edge
     assert max(others("ASV"), key=lambda source: CHANGES[source, "ASV"]) == "SID"
+
 
 def test_sid_is_helped_by_all_tasks_except_pr_but_only_asv_is_worth_an_edge():
     assert {source for source in others("SID") if helped(source, "SID")} == others("SID", "PR")
     assert edges_to("SID", "improvement") == {"ASV": "medium"} and not edges_to("SID", "hurt")
 
+
 def test_sections_4_1_and_4_3_hold_in_the_shipped_table_but_for_sd_and_er():
     def better(row, than):
         """Tasks that are strictly better in one row than in another; SF by CER."""
         metrics = {name: graphs.drawn_metric(name) for name in TASKS}
-        return {name for name, metric in metrics.items()
-                if metric.better(TABLE[row][name][metric.name], TABLE[than][name][metric.name])}
+        return {
+            name
+            for name, metric in metrics.items()
+            if metric.better(TABLE[row][name][metric.name], TABLE[than][name][metric.name])
+        }
 
     assert better("mtl", "ssl") == others("SF", "ASV") and better("ssl", "mtl") == {"SF", "ASV"}
     # "Compared to (a), all of the tasks except for ASR and KS in (c) perform worse." But SD is better, 5.80 after 5.88,
@@ -130,34 +183,75 @@ def test_sections_4_1_and_4_3_hold_in_the_shipped_table_but_for_sd_and_er():
     assert better("ssl", "transfer") == others("ASR", "KS", "SD", "ER")
     assert better("transfer", "mtl") == {"SF"} and better("mtl", "transfer") == others("SF")
 
+
 # The rule.
 
-@pytest.mark.parametrize("percent, width", [
-    (0.49, None), (0.5, "thin"), (1.99, "thin"), (2, "medium"), (7.99, "medium"), (8, "thick"), (100, "thick"),
-    (100 * (2.01 - 2.00) / 2.00, "thin")])  # 0.49999... in floating point
+
+@pytest.mark.parametrize(
+    "percent, width",
+    [
+        (0.49, None),
+        (0.5, "thin"),
+        (1.99, "thin"),
+        (2, "medium"),
+        (7.99, "medium"),
+        (8, "thick"),
+        (100, "thick"),
+        (100 * (2.01 - 2.00) / 2.00, "thin"),
+    ],
+)  # 0.49999... in floating point
 @pytest.mark.parametrize("sign", [1, -1])
 def test_widths_include_their_lower_end(percent, width, sign):
     edges = graphs.make_edges({("PR", "ASR"): (sign * percent, None, None)})
     assert [edge["width"] for edge in edges] == ([width] if width else [])
 
-@pytest.mark.parametrize("target, change, graph", [("ASR", 3, "improvement"), ("ASR", -3, "hurt"),   # word errors
-                                                   ("IC", -3, "improvement"), ("IC", 3, "hurt")])    # accuracy
+
+@pytest.mark.parametrize(
+    "target, change, graph",
+    [
+        ("ASR", 3, "improvement"),
+        ("ASR", -3, "hurt"),  # word errors
+        ("IC", -3, "improvement"),
+        ("IC", 3, "hurt"),
+    ],
+)  # accuracy
 def test_getting_worse_without_a_task_is_an_edge_of_the_improvement_graph(target, change, graph):
     assert graphs.make_edges({("PR", target): (change, None, None)})[0]["graph"] == graph
 
+
 # Our own runs.
+
 
 def write(runs, run, task, **metrics):
     """A finished run's predictions: per metric, one pair of numbers per utterance."""
     path = runs / run / "predictions" / f"{task}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"id": f"u{i:03d}", "reference": "r", "prediction": "p", **dict(zip(metrics, map(list, pairs)))}
-            for i, pairs in enumerate(zip(*metrics.values(), strict=True))]
+    rows = [
+        {
+            "id": f"u{i:03d}",
+            "reference": "r",
+            "prediction": "p",
+            **dict(zip(metrics, map(list, pairs))),
+        }
+        for i, pairs in enumerate(zip(*metrics.values(), strict=True))
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scenario, left_out, seed = re.fullmatch("(mtl|leave-one-out)-([A-Za-z]+)(?:-seed(.))?", run).groups()
+    scenario, left_out, seed = re.fullmatch(
+        "(mtl|leave-one-out)-([A-Za-z]+)(?:-seed(.))?", run
+    ).groups()
     tested = {file.stem: {} for file in path.parent.iterdir()}
-    (runs / run / "result.json").write_text(json.dumps(
-        {"scenario": scenario, "task": left_out, "seed": int(seed or 0), "fold": 1, "metrics": tested}))
+    (runs / run / "result.json").write_text(
+        json.dumps(
+            {
+                "scenario": scenario,
+                "task": left_out,
+                "seed": int(seed or 0),
+                "fold": 1,
+                "metrics": tested,
+            }
+        )
+    )
+
 
 @pytest.fixture
 def runs(tmp_path):
@@ -168,37 +262,70 @@ def runs(tmp_path):
     write(runs, "leave-one-out-KS", "ASR", wer=[(8, 10), (2, 10)] * 95 + [(8, 10)] * 10)
     return runs
 
+
 def graph(*arguments):
     """Run the command line; the edges that it wrote."""
     graphs.main([str(argument) for argument in arguments])
     return json.loads((arguments[-1] / "edges.json").read_text())
 
+
 def test_a_change_in_every_utterance_is_significant_and_a_coin_flip_is_not(runs, tmp_path):
     real, noise = graph("--runs", runs, "--out", tmp_path)
     # 5 errors become 6 whatever is drawn: +20 %, no spread. Or 5.15 on average, with a standard deviation of 3: +3 %.
-    assert real == {"graph": "improvement", "source": "ER", "target": "ASR", "width": "thick", "change": 20.0,
-                    "low": 20.0, "high": 20.0, "significant": True}
-    assert (noise["source"], noise["width"], noise["change"], noise["significant"]) == ("KS", "medium", 3.0, False)
-    half = 100 * 1.96 * 3 / 200 ** 0.5 / 5  # normal approximation of the interval: +- 8.3 %
-    assert noise["low"] == pytest.approx(3 - half, abs=1) and noise["high"] == pytest.approx(3 + half, abs=1)
+    assert real == {
+        "graph": "improvement",
+        "source": "ER",
+        "target": "ASR",
+        "width": "thick",
+        "change": 20.0,
+        "low": 20.0,
+        "high": 20.0,
+        "significant": True,
+    }
+    assert (noise["source"], noise["width"], noise["change"], noise["significant"]) == (
+        "KS",
+        "medium",
+        3.0,
+        False,
+    )
+    half = 100 * 1.96 * 3 / 200**0.5 / 5  # normal approximation of the interval: +- 8.3 %
+    assert noise["low"] == pytest.approx(3 - half, abs=1) and noise["high"] == pytest.approx(
+        3 + half, abs=1
+    )
 
-def test_noise_is_dashed_in_the_figure_and_in_the_dot_file_and_said_in_the_table(runs, tmp_path, capsys):
+
+def test_noise_is_dashed_in_the_figure_and_in_the_dot_file_and_said_in_the_table(
+    runs, tmp_path, capsys
+):
     graph("--runs", runs, "--out", tmp_path)
     lines = (tmp_path / "improvement.dot").read_text().splitlines()
     assert [("dashed" in line) for line in lines if "->" in line] == [False, True]
-    assert (tmp_path / "fig2.svg").read_text().count("stroke-dasharray") >= 2  # the edge and the legend
-    assert [line.split()[1:4] + line.split()[-1:] for line in capsys.readouterr().out.splitlines()[-3:-1]] == \
-        [["ER", "ASR", "thick", "True"], ["KS", "ASR", "medium", "False"]]
+    assert (tmp_path / "fig2.svg").read_text().count(
+        "stroke-dasharray"
+    ) >= 2  # the edge and the legend
+    assert [
+        line.split()[1:4] + line.split()[-1:]
+        for line in capsys.readouterr().out.splitlines()[-3:-1]
+    ] == [["ER", "ASR", "thick", "True"], ["KS", "ASR", "medium", "False"]]
+
 
 def test_slot_filling_is_drawn_by_cer_and_verification_by_the_eer_of_its_trials(runs, tmp_path):
     write(runs, "mtl-all", "SF", f1=[(0.5, 1)] * 50, cer=[(2, 10)] * 50)
     write(runs, "leave-one-out-ER", "SF", f1=[(0.9, 1)] * 50, cer=[(1, 10)] * 50)
     labels = [1, 0] * 60
-    write(runs, "mtl-all", "ASV", eer=[(y, y if i % 10 > 1 else 1 - y) for i, y in enumerate(labels)])  # 20 % swapped
-    write(runs, "leave-one-out-ER", "ASV", eer=[(y, y if i % 10 > 3 else 1 - y) for i, y in enumerate(labels)])  # 40 %
+    write(
+        runs, "mtl-all", "ASV", eer=[(y, y if i % 10 > 1 else 1 - y) for i, y in enumerate(labels)]
+    )  # 20 % swapped
+    write(
+        runs,
+        "leave-one-out-ER",
+        "ASV",
+        eer=[(y, y if i % 10 > 3 else 1 - y) for i, y in enumerate(labels)],
+    )  # 40 %
     edges = graph("--runs", runs, "--out", tmp_path)
     changes = {edge["target"]: edge["change"] for edge in edges if edge["source"] == "ER"}
     assert changes == {"ASR": 20, "SF": -50, "ASV": 100}
+
 
 def test_lines_may_come_in_any_order(runs, tmp_path):
     path = runs / "leave-one-out-KS/predictions/ASR.jsonl"
@@ -206,20 +333,25 @@ def test_lines_may_come_in_any_order(runs, tmp_path):
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     assert graph("--runs", runs, "--out", tmp_path) == expected
 
+
 def test_seeds_are_averaged_where_they_exist(runs, tmp_path, capsys):
     write(runs, "mtl-all-seed1", "ASR", wer=[(5, 10)] * 200)
     write(runs, "leave-one-out-ER-seed1", "ASR", wer=[(8, 10)] * 200)
-    edges = {edge["source"]: edge for edge in graph("--runs", runs, "--seed", 0, 1, 2, "--out", tmp_path)}
+    edges = {
+        edge["source"]: edge for edge in graph("--runs", runs, "--seed", 0, 1, 2, "--out", tmp_path)
+    }
     assert edges["ER"]["change"] == 40  # +20 % with seed 0, +60 % with seed 1
     assert edges["ER"]["low"] == 20 and edges["ER"]["high"] == 60  # seeds are drawn as well
-    assert edges["KS"]["change"] == 3   # seed 0 only
+    assert edges["KS"]["change"] == 3  # seed 0 only
     said = capsys.readouterr().out
     assert "note: 2 of 3 runs mtl-all\n" in said and "note: 1 of 3 runs leave-one-out-KS\n" in said
+
 
 def test_missing_runs_mean_fewer_edges_and_are_said_aloud(runs, tmp_path, capsys):
     assert len(graph("--runs", runs, "--out", tmp_path)) == 2
     said = capsys.readouterr().out
     assert "note: 0 of 1 runs leave-one-out-PR\n" in said and "leave-one-out-ER" not in said
+
 
 def test_an_unfinished_run_and_another_fold_are_left_out(runs, tmp_path):
     (runs / "leave-one-out-KS/result.json").unlink()
@@ -228,15 +360,22 @@ def test_an_unfinished_run_and_another_fold_are_left_out(runs, tmp_path):
     write(runs, "leave-one-out-PR", "ASR", wer=[(6, 10)] * 200)
     assert [edge["source"] for edge in graph("--runs", runs, "--out", tmp_path)] == ["PR"]
 
+
 @pytest.mark.parametrize("group", ["paralinguistics", "a fifth group"])
-def test_a_tenth_task_is_a_node_with_no_more_than_its_row_in_tasks_py(runs, tmp_path, monkeypatch, group):
+def test_a_tenth_task_is_a_node_with_no_more_than_its_row_in_tasks_py(
+    runs, tmp_path, monkeypatch, group
+):
     monkeypatch.setitem(TASKS, "ST", replace(TASKS["ER"], name="ST", group=group))
     write(runs, "mtl-all", "ST", acc=[(1, 1), (0, 1)] * 20)
     write(runs, "leave-one-out-ER", "ST", acc=[(0, 1), (0, 1)] * 20)
     write(runs, "leave-one-out-ST", "ASR", wer=[(6, 10)] * 200)
-    edges = {(edge["source"], edge["target"]): edge["graph"] for edge in graph("--runs", runs, "--out", tmp_path)}
+    edges = {
+        (edge["source"], edge["target"]): edge["graph"]
+        for edge in graph("--runs", runs, "--out", tmp_path)
+    }
     assert edges["ER", "ST"] == edges["ST", "ASR"] == "improvement"
     assert '"ST";' in (tmp_path / "improvement.dot").read_text()
+
 
 def test_no_change_is_relative_to_zero(runs, tmp_path, capsys):
     write(runs, "mtl-all", "SD", der=[(0, 10)] * 5)
@@ -244,69 +383,107 @@ def test_no_change_is_relative_to_zero(runs, tmp_path, capsys):
     assert {edge["target"] for edge in graph("--runs", runs, "--out", tmp_path)} == {"ASR"}
     assert "note: no edges to SD: der of mtl-all is 0" in capsys.readouterr().out
 
+
 def test_runs_without_any_change_give_two_empty_graphs(runs, tmp_path):
     for run in ("leave-one-out-ER", "leave-one-out-KS"):
         write(runs, run, "ASR", wer=[(5, 10)] * 200)
     assert graph("--runs", runs, "--out", tmp_path) == []
 
-@pytest.mark.parametrize("spoil, sentence", [
-    (lambda runs: (runs / "mtl-all/result.json").unlink(), "nothing to draw"),
-    (lambda runs: write(runs, "mtl-all", "ASR", wer=[(5, 10)] * 3), "other utterances"),
-    (lambda runs: (runs / "mtl-all/predictions/ASR.jsonl").write_text("{\n"), "no JSON in"),
-    (lambda runs: write(runs, "mtl-all", "ASR", per=[(5, 10)] * 200), "no predictions of ASR"),
-    (lambda runs: (runs / "mtl-all/result.json").write_text("{"), "no JSON in"),
-    (lambda runs: write(runs, "mtl-all", "ASR", wer=[(0, 0)] * 200), "nothing to score")])
-def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(runs, tmp_path, capsys, spoil, sentence):
+
+@pytest.mark.parametrize(
+    "spoil, sentence",
+    [
+        (lambda runs: (runs / "mtl-all/result.json").unlink(), "nothing to draw"),
+        (lambda runs: write(runs, "mtl-all", "ASR", wer=[(5, 10)] * 3), "other utterances"),
+        (lambda runs: (runs / "mtl-all/predictions/ASR.jsonl").write_text("{\n"), "no JSON in"),
+        (lambda runs: write(runs, "mtl-all", "ASR", per=[(5, 10)] * 200), "no predictions of ASR"),
+        (lambda runs: (runs / "mtl-all/result.json").write_text("{"), "no JSON in"),
+        (lambda runs: write(runs, "mtl-all", "ASR", wer=[(0, 0)] * 200), "nothing to score"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(
+    runs, tmp_path, capsys, spoil, sentence
+):
     spoil(runs)
     with pytest.raises(SystemExit) as stop:
         graphs.main(["--runs", str(runs), "--out", str(tmp_path / "figures")])
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and sentence in said
+    assert (
+        stop.value.code == 2
+        and said.startswith("error: ")
+        and said.count("\n") == 1
+        and sentence in said
+    )
     assert not (tmp_path / "figures").exists()
 
+
 # The files.
+
 
 def test_the_files_are_valid_and_the_same_each_time(tmp_path):
     edges = graph("--paper", "--out", tmp_path / "a")
     graph("--paper", "--out", tmp_path / "b")
     files = ["edges.json", "fig2.png", "fig2.svg", "hurt.dot", "improvement.dot"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == files
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+    assert all(
+        (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        for name in files
+    )
     assert len(edges) == 46 and edges[0]["graph"] == "improvement" and edges[-1]["graph"] == "hurt"
     assert (tmp_path / "a/fig2.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert xml.parse(tmp_path / "a/fig2.svg").getroot().tag.endswith("svg")
+
 
 @pytest.mark.parametrize("name", ["improvement", "hurt"])
 def test_a_dot_file_is_balanced_and_holds_each_node_and_edge_once(tmp_path, name):
     edges = [edge for edge in graph("--paper", "--out", tmp_path) if edge["graph"] == name]
     first, *body, last = (tmp_path / f"{name}.dot").read_text().splitlines()
     assert first.startswith(f"digraph {name} {{") and last == "}"
-    assert all(re.fullmatch(r'  "\w+"( -> "\w+" \[(\w+=("[^"]*"|[\w.]+)(, )?)+\])?;', line) for line in body)
-    assert [re.findall(r'"(\w+)"', line.split("[")[0]) for line in body] == \
-        [[task] for task in sorted(TASKS, key=lambda task: TASKS[task].group)] + \
-        [[edge["source"], edge["target"]] for edge in edges]
+    assert all(
+        re.fullmatch(r'  "\w+"( -> "\w+" \[(\w+=("[^"]*"|[\w.]+)(, )?)+\])?;', line)
+        for line in body
+    )
+    assert [re.findall(r'"(\w+)"', line.split("[")[0]) for line in body] == [
+        [task] for task in sorted(TASKS, key=lambda task: TASKS[task].group)
+    ] + [[edge["source"], edge["target"]] for edge in edges]
+
 
 @pytest.mark.parametrize("name", ["improvement", "hurt", "everything"])
 def test_an_arrow_keeps_off_its_reverse_and_off_the_names_of_other_tasks(name):
     # "everything" is the worst case: all 72 edges in one graph.
-    edges = [edge for edge in EDGES.values() if edge["graph"] == name] or \
-        [{"graph": "hurt", "source": a, "target": b, "width": "thick"} for a in TASKS for b in TASKS if a != b]
+    edges = [edge for edge in EDGES.values() if edge["graph"] == name] or [
+        {"graph": "hurt", "source": a, "target": b, "width": "thick"}
+        for a in TASKS
+        for b in TASKS
+        if a != b
+    ]
     figure = graphs.draw(edges, list(TASKS), "")
     figure.draw_without_rendering()
     axes = figure.axes[name != "improvement"]
-    place = dict(zip(TASKS, axes.transData.transform([marker.get_offsets()[0] for marker in axes.collections])))
+    place = dict(
+        zip(
+            TASKS,
+            axes.transData.transform([marker.get_offsets()[0] for marker in axes.collections]),
+        )
+    )
     shaft = {}  # (source, target) -> points along the arrow (P, 2), in pixels, 100 to an inch
     for edge, arrow in zip(edges, axes.patches, strict=True):
         line, *_ = axes.transData.transform_path(arrow.get_path()).to_polygons(closed_only=False)
         shaft[edge["source"], edge["target"]] = Path(line).interpolated(50).vertices
+
     def distance(points, others):
         return np.linalg.norm(points[:, None] - others, axis=2).min(1).max()
+
     for (source, target), points in shaft.items():
-        assert distance(place[source][None], points) < 31 and distance(place[target][None], points) < 43
+        assert (
+            distance(place[source][None], points) < 31
+            and distance(place[target][None], points) < 43
+        )
         for task in others(source, target):
-            assert distance(place[task][None], points) > 24    # the radius of a node is 18
+            assert distance(place[task][None], points) > 24  # the radius of a node is 18
         if (target, source) in shaft:
-            assert distance(points, shaft[target, source]) > 5    # a thick line is 4 wide
+            assert distance(points, shaft[target, source]) > 5  # a thick line is 4 wide
+
 
 def test_a_node_has_the_name_of_its_place_and_the_legend_has_all_that_is_drawn():
     figure = graphs.draw(list(EDGES.values()), list(TASKS), "Table 1")
@@ -314,6 +491,11 @@ def test_a_node_has_the_name_of_its_place_and_the_legend_has_all_that_is_drawn()
     for axes in figure.axes:
         assert [text.get_text() for text in axes.texts] == list(TASKS)
     said = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert said == [*dict.fromkeys(task.group for task in TASKS.values()), "≥ 8 % change", "2–8 %", "0.5–2 %"]
+    assert said == [
+        *dict.fromkeys(task.group for task in TASKS.values()),
+        "≥ 8 % change",
+        "2–8 %",
+        "0.5–2 %",
+    ]
     box, page = figure.legends[0].get_window_extent(), figure.bbox
     assert box.x0 > 0 and box.x1 < page.x1 and box.y0 > 0

@@ -3,6 +3,7 @@
 The vectors come from running s3prl's metric functions (PER, WER, slots), scikit-learn's ROC curve
 with a root finder (EER), and dscore, pyannote.metrics and a 10 ms grid, which agree (DER).
 """
+
 import doctest
 import math
 import time
@@ -12,45 +13,82 @@ import numpy as np
 import pytest
 
 import metrics
-from metrics import (accuracy, bootstrap, diarization_counts, diarization_error_rate, diarization_errors, edit_counts,
-                     eer, equal_error_rate, error_rate, paired_bootstrap, ratio, slot_cer_counts, slot_f1_counts,
-                     slot_type_f1, slot_value_cer)
+from metrics import (
+    accuracy,
+    bootstrap,
+    diarization_counts,
+    diarization_error_rate,
+    diarization_errors,
+    edit_counts,
+    eer,
+    equal_error_rate,
+    error_rate,
+    paired_bootstrap,
+    ratio,
+    slot_cer_counts,
+    slot_f1_counts,
+    slot_type_f1,
+    slot_value_cer,
+)
+
 
 def test_the_worked_examples_in_the_docstrings_are_true():
     result = doctest.testmod(metrics)
     assert result.attempted >= 13 and result.failed == 0
 
+
 # Token and character error rates, accuracy
 
-@pytest.mark.parametrize("hypotheses, references, expected", [
-    (["HH AH0 L OW1"], ["HH AH0 L OW1"], 0.0),
-    (["HH AH0 L"], ["HH AH0 L OW1"], 0.25),
-    ([""], ["HH AH0 L OW1"], 1.0),
-    (["HH AH0 L OW1", "DH IH1 S AO1 NG"], ["HH AH0 L OW1", "DH IH1 S S AO1 NG"], 0.1),
-    (["A B C"], [""], 3.0),   # split(" ") makes one empty token of nothing
-    (["A  B"], ["A B"], 0.5),  # and one of a double space
-])
-def test_error_rate_agrees_with_s3prl_on_tokens_split_as_s3prl_splits_them(hypotheses, references, expected):
-    references, hypotheses = ([text.split(" ") for text in texts] for texts in (references, hypotheses))
+
+@pytest.mark.parametrize(
+    "hypotheses, references, expected",
+    [
+        (["HH AH0 L OW1"], ["HH AH0 L OW1"], 0.0),
+        (["HH AH0 L"], ["HH AH0 L OW1"], 0.25),
+        ([""], ["HH AH0 L OW1"], 1.0),
+        (["HH AH0 L OW1", "DH IH1 S AO1 NG"], ["HH AH0 L OW1", "DH IH1 S S AO1 NG"], 0.1),
+        (["A B C"], [""], 3.0),  # split(" ") makes one empty token of nothing
+        (["A  B"], ["A B"], 0.5),  # and one of a double space
+    ],
+)
+def test_error_rate_agrees_with_s3prl_on_tokens_split_as_s3prl_splits_them(
+    hypotheses, references, expected
+):
+    references, hypotheses = (
+        [text.split(" ") for text in texts] for texts in (references, hypotheses)
+    )
     assert error_rate(references, hypotheses) == pytest.approx(expected)
 
-@pytest.mark.parametrize("hypothesis, reference, expected", [
-    ("HELO", "HELLO", 0.2), ("", "ABC", 1.0), ("ABCD", "AB", 1.0),
-])
+
+@pytest.mark.parametrize(
+    "hypothesis, reference, expected",
+    [
+        ("HELO", "HELLO", 0.2),
+        ("", "ABC", 1.0),
+        ("ABCD", "AB", 1.0),
+    ],
+)
 def test_error_rate_of_characters_is_the_character_error_rate(hypothesis, reference, expected):
     assert error_rate([list(reference)], [list(hypothesis)]) == pytest.approx(expected)
 
-@pytest.mark.parametrize("hypotheses, references, uer, wer", [
-    (["THE CAT SAT"], ["THE CAT SAT DOWN"], 29.41176470588235, 25.0),
-    (["A THE CAT SAT"], ["CAT SAT"], 75.0, 100.0),
-    ([""], ["HELLO"], 100.0, 100.0),
-    (["THE CAT", "A DOG RAN"], ["THE CAT SAT", "A DOG"], 44.44444444444444, 40.0),
-])
+
+@pytest.mark.parametrize(
+    "hypotheses, references, uer, wer",
+    [
+        (["THE CAT SAT"], ["THE CAT SAT DOWN"], 29.41176470588235, 25.0),
+        (["A THE CAT SAT"], ["CAT SAT"], 75.0, 100.0),
+        ([""], ["HELLO"], 100.0, 100.0),
+        (["THE CAT", "A DOG RAN"], ["THE CAT SAT", "A DOG"], 44.44444444444444, 40.0),
+    ],
+)
 def test_word_and_unit_error_rates_agree_with_s3prl_main(hypotheses, references, uer, wer):
     words = [[text.split() for text in texts] for texts in (references, hypotheses)]
-    units = [[[unit for word in text for unit in [*word, "|"]] for text in texts] for texts in words]
+    units = [
+        [[unit for word in text for unit in [*word, "|"]] for text in texts] for texts in words
+    ]
     assert 100 * error_rate(*words) == pytest.approx(wer)
     assert 100 * error_rate(*units) == pytest.approx(uer)
+
 
 def test_an_empty_reference_has_no_tokens_but_what_is_said_over_it_counts_as_errors():
     assert edit_counts([], ["A", "B"]) == (2, 0)
@@ -60,13 +98,19 @@ def test_an_empty_reference_has_no_tokens_but_what_is_said_over_it_counts_as_err
     with pytest.raises(ValueError, match="nothing to score"):
         error_rate([], [])
 
+
 def _levenshtein(a, b):
     """Edit distance, one table cell at a time."""
     table = [[i + j if i * j == 0 else 0 for j in range(len(b) + 1)] for i in range(len(a) + 1)]
     for i in range(1, len(a) + 1):
         for j in range(1, len(b) + 1):
-            table[i][j] = min(table[i - 1][j] + 1, table[i][j - 1] + 1, table[i - 1][j - 1] + (a[i - 1] != b[j - 1]))
+            table[i][j] = min(
+                table[i - 1][j] + 1,
+                table[i][j - 1] + 1,
+                table[i - 1][j - 1] + (a[i - 1] != b[j - 1]),
+            )
     return table[-1][-1]
+
 
 def test_edit_counts_agree_with_dynamic_programming_on_random_token_lists():
     rng = np.random.default_rng(0)
@@ -74,8 +118,10 @@ def test_edit_counts_agree_with_dynamic_programming_on_random_token_lists():
         a, b = ([str(token) for token in rng.integers(4, size=rng.integers(12))] for _ in range(2))
         assert edit_counts(a, b) == (_levenshtein(a, b), len(a))
 
+
 def test_error_rate_pools_the_corpus_and_is_not_a_mean_of_utterances():
     assert error_rate([["A"], list("BCDEFGHIJ")], [["X"], list("BCDEFGHIJ")]) == pytest.approx(0.1)
+
 
 def test_accuracy_asks_for_every_slot_and_for_as_many_predictions_as_references():
     assert accuracy(["yes", "no", "up"], ["yes", "no", "down"]) == pytest.approx(2 / 3)
@@ -83,32 +129,66 @@ def test_accuracy_asks_for_every_slot_and_for_as_many_predictions_as_references(
     with pytest.raises(ValueError):
         accuracy(["yes", "no"], ["yes"])
 
+
 # Slot filling
 
 SLOTS = {  # id: (hypothesis, reference, slot type F1, slot value CER or None if no slot is in the reference)
     "S1": ("PLAY B-artist FOO FIGHTERS E-artist", "PLAY B-artist FOO FIGHTERS E-artist", 1.0, 0.0),
-    "S2": ("PLAY B-artist FOO FIGHTERS E-artist ON SPOTIFY",
-           "PLAY B-artist FOO FIGHTERS E-artist ON B-service SPOTIFY E-service", 2 / 3, 7 / 19),
-    "S3": ("PLAY B-artist FOO E-artist ON B-service SPOTIFY E-service",
-           "PLAY B-artist FOO E-artist ON SPOTIFY", 2 / 3, 0.0),
+    "S2": (
+        "PLAY B-artist FOO FIGHTERS E-artist ON SPOTIFY",
+        "PLAY B-artist FOO FIGHTERS E-artist ON B-service SPOTIFY E-service",
+        2 / 3,
+        7 / 19,
+    ),
+    "S3": (
+        "PLAY B-artist FOO E-artist ON B-service SPOTIFY E-service",
+        "PLAY B-artist FOO E-artist ON SPOTIFY",
+        2 / 3,
+        0.0,
+    ),
     "S4": ("PLAY MUSIC", "PLAY MUSIC", 1.0, None),
     "S5": ("", "PLAY B-artist FOO E-artist", 0.0, 1.0),
     "S6": ("PLAY B-artist FOO E-artist", "PLAY FOO", 0.0, None),
-    "S7": ("B-artist ABBA E-artist", "B-artist ABBA E-artist AND B-artist QUEEN E-artist", 1.0, 5 / 9),
+    "S7": (
+        "B-artist ABBA E-artist",
+        "B-artist ABBA E-artist AND B-artist QUEEN E-artist",
+        1.0,
+        5 / 9,
+    ),
     "S8": ("B-city LIMA E-city B-city ROMA E-city", "B-city ROMA E-city", 1.0, 0.0),
     "S9": ("B-playlist MY E-playlist_owner", "B-playlist_owner MY E-playlist_owner", 0.0, 1.0),
-    "S10": ("PLAY B-artist FOO ON B-service SPOTIFY E-service",
-            "PLAY B-artist FOO E-artist ON B-service SPOTIFY E-service", 2 / 3, 0.3),
-    "S11": ("B-artist FOO B-album BAR E-album BAZ E-artist", "B-artist FOO BAR BAZ E-artist", 1.0, 0.0),
+    "S10": (
+        "PLAY B-artist FOO ON B-service SPOTIFY E-service",
+        "PLAY B-artist FOO E-artist ON B-service SPOTIFY E-service",
+        2 / 3,
+        0.3,
+    ),
+    "S11": (
+        "B-artist FOO B-album BAR E-album BAZ E-artist",
+        "B-artist FOO BAR BAZ E-artist",
+        1.0,
+        0.0,
+    ),
     "S12": ("B-artist  E-artist X", "B-artist A E-artist X", 0.0, 1.0),
-    "S13": ("PLAY  B-artist  FOO  FIGHTERS  E-artist", "PLAY B-artist FOO FIGHTERS E-artist", 1.0, 0.0),
+    "S13": (
+        "PLAY  B-artist  FOO  FIGHTERS  E-artist",
+        "PLAY B-artist FOO FIGHTERS E-artist",
+        1.0,
+        0.0,
+    ),
     "S14": ("PLAYB-artist FOO E-artistON", "PLAY B-artist FOO E-artist ON", 1.0, 0.0),
     "S15": ("B-city LOS ANGELES E-city", "B-city LA E-city", 1.0, 4.5),
     "S16": ("B-album FOO E-album", "B-artist FOO E-artist", 0.0, 1.0),
-    "S17": ("B-artist FOO AND B-artist BAR E-artist", "B-artist FOO E-artist AND B-artist BAR E-artist", 1.0, 8 / 3),
+    "S17": (
+        "B-artist FOO AND B-artist BAR E-artist",
+        "B-artist FOO E-artist AND B-artist BAR E-artist",
+        1.0,
+        8 / 3,
+    ),
     "S18": ("B-artist BJRK E-artist", "B-artist BJ<unk>RK E-artist", 1.0, 5 / 9),
     "S19": ("E-artist FOO B-artist", "B-artist FOO E-artist", 0.0, 1.0),
 }
+
 
 @pytest.mark.parametrize("name", SLOTS)
 def test_slot_metrics_agree_with_s3prl_on_one_utterance(name):
@@ -122,34 +202,42 @@ def test_slot_metrics_agree_with_s3prl_on_one_utterance(name):
     else:
         assert slot_value_cer([reference], [hypothesis]) == pytest.approx(cer)
 
+
 def test_slot_metrics_agree_with_s3prl_on_a_corpus():
     hypotheses, references, *_ = zip(*(SLOTS[name] for name in ("S1", "S2", "S7", "S5", "S4")))
     assert slot_type_f1(references, hypotheses) == pytest.approx(0.7333333333333333)
     assert slot_value_cer(references, hypotheses) == pytest.approx(15 / 43)
 
+
 # Equal error rate
 
 TRIALS = {  # id: (labels, scores, EER)
-    "E1 perfect": ([1, 1, 1, 0, 0, 0], [.9, .8, .7, .3, .2, .1], 0.0),
-    "E2": ([1, 1, 1, 0, 0, 0], [.9, .8, .3, .7, .2, .1], 1 / 3),
-    "E3 all tied": ([1, 0, 1, 0], [.5, .5, .5, .5], 0.5),
-    "E4 inverted": ([0, 0, 0, 1, 1, 1], [.9, .8, .7, .3, .2, .1], 1.0),
-    "E5 ties": ([1, 1, 0, 1, 0, 0], [.9, .6, .6, .4, .4, .1], 1 / 3),
-    "E6 tie at the boundary": ([1, 1, 0, 0], [.8, .5, .5, .2], 0.25),
-    "E7 unbalanced": ([1, 1, 0, 0, 0, 0, 0], [.9, .4, .8, .5, .3, .2, .1], 0.4),
-    "E8 alternating": ([1, 0, 1, 0, 1, 0, 1, 0], [.8, .7, .6, .5, .4, .3, .2, .1], 0.5),
-    "E9": ([1, 1, 1, 1, 0, 0, 0], [.95, .7, .6, .2, .65, .5, .1], 1 / 3),
-    "E10 slanted edge": ([1, 0, 0, 1, 0, 0, 0], [.9, .7, .7, .7, .2, .1, 0], 2 / 9),
-    "E11": ([1, 1, 0, 1, 0, 0], [.9, .5, .5, .5, .5, .1], 1 / 3),
-    "E12": ([1, 0], [.9, .1], 0.0),
-    "E13": ([1, 0], [.1, .9], 1.0),
-    "E14 negative scores": ([1, 1, 1, 0, 0, 0, 0], [.62, -.10, .33, -.25, .41, -.05, .05], 1 / 3),
+    "E1 perfect": ([1, 1, 1, 0, 0, 0], [0.9, 0.8, 0.7, 0.3, 0.2, 0.1], 0.0),
+    "E2": ([1, 1, 1, 0, 0, 0], [0.9, 0.8, 0.3, 0.7, 0.2, 0.1], 1 / 3),
+    "E3 all tied": ([1, 0, 1, 0], [0.5, 0.5, 0.5, 0.5], 0.5),
+    "E4 inverted": ([0, 0, 0, 1, 1, 1], [0.9, 0.8, 0.7, 0.3, 0.2, 0.1], 1.0),
+    "E5 ties": ([1, 1, 0, 1, 0, 0], [0.9, 0.6, 0.6, 0.4, 0.4, 0.1], 1 / 3),
+    "E6 tie at the boundary": ([1, 1, 0, 0], [0.8, 0.5, 0.5, 0.2], 0.25),
+    "E7 unbalanced": ([1, 1, 0, 0, 0, 0, 0], [0.9, 0.4, 0.8, 0.5, 0.3, 0.2, 0.1], 0.4),
+    "E8 alternating": ([1, 0, 1, 0, 1, 0, 1, 0], [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], 0.5),
+    "E9": ([1, 1, 1, 1, 0, 0, 0], [0.95, 0.7, 0.6, 0.2, 0.65, 0.5, 0.1], 1 / 3),
+    "E10 slanted edge": ([1, 0, 0, 1, 0, 0, 0], [0.9, 0.7, 0.7, 0.7, 0.2, 0.1, 0], 2 / 9),
+    "E11": ([1, 1, 0, 1, 0, 0], [0.9, 0.5, 0.5, 0.5, 0.5, 0.1], 1 / 3),
+    "E12": ([1, 0], [0.9, 0.1], 0.0),
+    "E13": ([1, 0], [0.1, 0.9], 1.0),
+    "E14 negative scores": (
+        [1, 1, 1, 0, 0, 0, 0],
+        [0.62, -0.10, 0.33, -0.25, 0.41, -0.05, 0.05],
+        1 / 3,
+    ),
 }
+
 
 def _normal_trials(seed, count, every, gain, digits):
     """Labels and rounded normal scores, as in the vectors E15 and E16."""
     labels = np.array([int(i % every == (1 if every == 2 else 0)) for i in range(count)])
     return labels, np.round(np.random.default_rng(seed).normal(size=count) + gain * labels, digits)
+
 
 @pytest.mark.parametrize("name", TRIALS)
 def test_equal_error_rate_agrees_with_scikit_learn(name):
@@ -157,12 +245,17 @@ def test_equal_error_rate_agrees_with_scikit_learn(name):
     assert equal_error_rate(labels, scores) == pytest.approx(expected, abs=1e-9)
     assert eer(list(zip(labels, scores))) == pytest.approx(expected, abs=1e-9)
 
+
 def test_equal_error_rate_of_perfect_scores_is_exactly_zero():
-    assert equal_error_rate([1, 1, 0], [.9, .8, .1]) == 0.0
+    assert equal_error_rate([1, 1, 0], [0.9, 0.8, 0.1]) == 0.0
+
 
 def test_equal_error_rate_agrees_with_scikit_learn_on_hundreds_of_trials_with_and_without_ties():
     assert equal_error_rate(*_normal_trials(0, 200, 2, 1.0, 4)) == pytest.approx(0.27, abs=1e-9)
-    assert equal_error_rate(*_normal_trials(1, 500, 5, 1.5, 1)) == pytest.approx(0.19571428571428567, abs=1e-9)
+    assert equal_error_rate(*_normal_trials(1, 500, 5, 1.5, 1)) == pytest.approx(
+        0.19571428571428567, abs=1e-9
+    )
+
 
 def _dense_equal_error_rate(labels, scores):
     """Walk along the ROC in small steps, thresholds outermost first, to where misses = false alarms."""
@@ -174,13 +267,17 @@ def _dense_equal_error_rate(labels, scores):
     alarms, hits = (np.interp(position, range(len(thresholds)), curve) for curve in (alarms, hits))
     return alarms[np.argmin(np.abs(1 - hits - alarms))]
 
+
 def test_equal_error_rate_agrees_with_a_dense_walk_along_the_roc_on_random_trials():
     rng = np.random.default_rng(2)
     for _ in range(150):
         count = rng.integers(3, 25)
         labels = np.r_[0, 1, rng.integers(2, size=count - 2)]
         scores = rng.integers(8, size=count) / 4 + labels * rng.random()
-        assert equal_error_rate(labels, scores) == pytest.approx(_dense_equal_error_rate(labels, scores), abs=3e-4)
+        assert equal_error_rate(labels, scores) == pytest.approx(
+            _dense_equal_error_rate(labels, scores), abs=3e-4
+        )
+
 
 def test_equal_error_rate_ignores_the_order_of_trials_and_any_rising_map_of_scores():
     labels, scores = _normal_trials(1, 500, 5, 1.5, 1)
@@ -190,22 +287,39 @@ def test_equal_error_rate_ignores_the_order_of_trials_and_any_rising_map_of_scor
     assert equal_error_rate(labels, np.exp(scores)) == expected
     assert equal_error_rate(1 - labels, -scores) == pytest.approx(expected)
 
-@pytest.mark.parametrize("labels, scores", [([1, 1], [.1, .2]), ([0, 0], [.1, .2]), ([], []), ([1, 0], [.1, math.nan]),
-                                            ([1, 2], [.1, .2])])
+
+@pytest.mark.parametrize(
+    "labels, scores",
+    [
+        ([1, 1], [0.1, 0.2]),
+        ([0, 0], [0.1, 0.2]),
+        ([], []),
+        ([1, 0], [0.1, math.nan]),
+        ([1, 2], [0.1, 0.2]),
+    ],
+)
 def test_one_label_only_or_a_score_that_is_no_number_is_an_error(labels, scores):
     with pytest.raises(ValueError, match="EER needs labels 0 and 1"):
         equal_error_rate(labels, scores)
+
 
 def test_weights_mean_the_same_as_repeated_trials_and_a_draw_of_one_label_is_undefined():
     labels, scores = _normal_trials(1, 60, 5, 1.5, 1)
     weights = np.random.default_rng(3).integers(3, size=(5, 60))
     weights[4] = labels
-    repeated = [equal_error_rate(np.repeat(labels, row), np.repeat(scores, row)) for row in weights[:4]]
-    assert eer(np.stack([labels, scores], -1), weights).tolist() == pytest.approx([*repeated, math.nan], nan_ok=True)
+    repeated = [
+        equal_error_rate(np.repeat(labels, row), np.repeat(scores, row)) for row in weights[:4]
+    ]
+    assert eer(np.stack([labels, scores], -1), weights).tolist() == pytest.approx(
+        [*repeated, math.nan], nan_ok=True
+    )
+
 
 def test_leading_axes_are_kept_by_both_reductions():
     rng = np.random.default_rng(4)
-    pairs = np.stack([np.arange(40) % 2 * np.ones((3, 1)), rng.random((3, 40)) + 1], axis=-1)  # (3, 40, 2)
+    pairs = np.stack(
+        [np.arange(40) % 2 * np.ones((3, 1)), rng.random((3, 40)) + 1], axis=-1
+    )  # (3, 40, 2)
     weights = rng.multinomial(40, np.full(40, 1 / 40), size=6)
     for reduce in (ratio, eer):
         assert reduce(pairs).tolist() == [reduce(part) for part in pairs]
@@ -214,11 +328,14 @@ def test_leading_axes_are_kept_by_both_reductions():
     repeated = [ratio(np.repeat(pairs[0], row, axis=0)) for row in weights]
     assert ratio(pairs[0], weights).tolist() == pytest.approx(repeated)
 
+
 # Diarization error rate
 
+
 def _turns(text):
-    """"A0–4 B4–10" -> [("A", 0.0, 4.0), ("B", 4.0, 10.0)]"""
+    """ "A0–4 B4–10" -> [("A", 0.0, 4.0), ("B", 4.0, 10.0)]"""
     return [(turn[0], *map(float, turn[1:].split("–"))) for turn in text.split()]
+
 
 DIARIZATION = {  # id: (reference, hypothesis, DER in percent, (scored, miss, false alarm, confusion) in seconds)
     "D1": ("A0–5 B5–10", "x0–5 y5–10", 0, (10, 0, 0, 0)),
@@ -227,27 +344,41 @@ DIARIZATION = {  # id: (reference, hypothesis, DER in percent, (scored, miss, fa
     "D4": ("A0–4 B4–10", "x0–6 y6–10", 20.0, (10, 0, 0, 2)),
     "D5 false alarm at the end": ("A0–4 B2–8", "x0–4 y2–10", 20.0, (10, 0, 2, 0)),
     "D6": ("A0–4 B4–8", "x0–8", 50.0, (8, 0, 0, 4)),
-    "D8": ("A0–.05 B.03–.10", "x0–.02 x.03–.05 x.08–.09 x.11–.12 y.03–.07 y.08–.10", 33.3333, (.12, .02, .02, 0)),
+    "D8": (
+        "A0–.05 B.03–.10",
+        "x0–.02 x.03–.05 x.08–.09 x.11–.12 y.03–.07 y.08–.10",
+        33.3333,
+        (0.12, 0.02, 0.02, 0),
+    ),
     "D10 both on": ("A.19–3.16 B.5–5", "x0–5.5 y0–5.5", 47.2557, (7.47, 0, 3.53, 0)),
     "D11 swap midway": ("A0–4 B4–8", "x0–2 y2–4 y4–6.5 x6.5–8", 43.75, (8, 0, 0, 3.5)),
-    "D12": ("A.4–1.88 A2.45–10.08 B.25–3.84", "x.4–10.08 y.3–3.9", 5.3543, (12.7, .05, .63, 0)),
+    "D12": ("A.4–1.88 A2.45–10.08 B.25–3.84", "x.4–10.08 y.3–3.9", 5.3543, (12.7, 0.05, 0.63, 0)),
     "D13": ("A0–4 B4–8", "x0–4 y4–6 z6–8", 25.0, (8, 0, 0, 2)),
 }
+
 
 @pytest.mark.parametrize("name", DIARIZATION)
 def test_diarization_error_agrees_with_dscore_on_one_recording(name):
     reference, hypothesis, percent, (scored, *errors) = DIARIZATION[name]
     reference, hypothesis = _turns(reference), _turns(hypothesis)
-    assert 100 * diarization_error_rate({"r": reference}, {"r": hypothesis}) == pytest.approx(percent, abs=5e-5)
+    assert 100 * diarization_error_rate({"r": reference}, {"r": hypothesis}) == pytest.approx(
+        percent, abs=5e-5
+    )
     assert diarization_errors(reference, hypothesis) == pytest.approx((*errors, scored), abs=1e-9)
-    assert diarization_counts(reference, hypothesis) == pytest.approx((sum(errors), scored), abs=1e-9)
+    assert diarization_counts(reference, hypothesis) == pytest.approx(
+        (sum(errors), scored), abs=1e-9
+    )
+
 
 def test_a_recording_without_a_hypothesis_is_all_miss_and_recordings_are_pooled():
     d7 = diarization_error_rate({"r": _turns("A0–4"), "q": _turns("B1–3")}, {"r": _turns("x0–4")})
-    d9 = diarization_error_rate({"r": _turns("A0–10 B5–15"), "q": _turns("A0–2")},
-                                {"r": _turns("x0–10 y5–15"), "q": _turns("x1–2")})
+    d9 = diarization_error_rate(
+        {"r": _turns("A0–10 B5–15"), "q": _turns("A0–2")},
+        {"r": _turns("x0–10 y5–15"), "q": _turns("x1–2")},
+    )
     assert 100 * d7 == pytest.approx(33.3333, abs=5e-5)
     assert 100 * d9 == pytest.approx(4.5455, abs=5e-5)
+
 
 def test_silence_on_either_side_is_all_miss_or_all_false_alarm():
     assert diarization_errors([], []) == (0, 0, 0, 0)
@@ -256,91 +387,167 @@ def test_silence_on_either_side_is_all_miss_or_all_false_alarm():
     with pytest.raises(ValueError, match="nothing to score"):
         diarization_error_rate({"r": []}, {"r": _turns("x1–3")})
 
+
 def test_a_hypothesis_for_an_unknown_recording_is_an_error():
     with pytest.raises(ValueError, match="without a reference"):
         diarization_error_rate({"r": _turns("A0–4")}, {"r": [], "q": _turns("A0–4")})
+
 
 def test_overlapping_turns_of_one_speaker_count_once():
     assert diarization_errors(_turns("A0–3 A2–5 A2–3"), _turns("x0–5")) == (0, 0, 0, 5)
     assert diarization_errors(_turns("A0–5"), _turns("x0–3 x2–5 x3–3")) == (0, 0, 0, 5)
 
+
 def _frames_to_turns(columns, seconds):
     """One string of 0 and 1 per speaker -> turns, one per frame that is on."""
-    return [(k, i * seconds, (i + 1) * seconds)
-            for k, column in enumerate(columns) for i, on in enumerate(column) if on == "1"]
+    return [
+        (k, i * seconds, (i + 1) * seconds)
+        for k, column in enumerate(columns)
+        for i, on in enumerate(column)
+        if on == "1"
+    ]
+
 
 # Columns are speakers' frames; expected: (miss, false alarm, confusion, scored).
-@pytest.mark.parametrize("hypothesis, reference, expected", [
-    (("1100", "0110"), ("1100", "0110"), (0, 0, 0, 4)),
-    (("1100", "0110"), ("0110", "1100"), (0, 0, 0, 4)),
-    (("101010", "001100"), ("111100", "000010"), (1, 1, 1, 5)),
-    (("00", "00"), ("10", "01"), (2, 0, 0, 2)),
-    (("10", "00"), ("00", "00"), (0, 1, 0, 0)),
-    (("100", "010", "001"), ("011", "100", "010"), (1, 0, 0, 4)),
-])
+@pytest.mark.parametrize(
+    "hypothesis, reference, expected",
+    [
+        (("1100", "0110"), ("1100", "0110"), (0, 0, 0, 4)),
+        (("1100", "0110"), ("0110", "1100"), (0, 0, 0, 4)),
+        (("101010", "001100"), ("111100", "000010"), (1, 1, 1, 5)),
+        (("00", "00"), ("10", "01"), (2, 0, 0, 2)),
+        (("10", "00"), ("00", "00"), (0, 1, 0, 0)),
+        (("100", "010", "001"), ("011", "100", "010"), (1, 0, 0, 4)),
+    ],
+)
 def test_errors_of_whole_frames_agree_with_counting_by_hand(hypothesis, reference, expected):
-    assert diarization_errors(_frames_to_turns(reference, 1), _frames_to_turns(hypothesis, 1)) == expected
+    assert (
+        diarization_errors(_frames_to_turns(reference, 1), _frames_to_turns(hypothesis, 1))
+        == expected
+    )
+
 
 def _median_filtered(column, width):
     """Median over `width` frames with zeros beyond both ends."""
     padded = "0" * (width // 2) + column + "0" * (width // 2)
-    return "".join("01"[padded[i:i + width].count("1") > width // 2] for i in range(len(column)))
+    return "".join("01"[padded[i : i + width].count("1") > width // 2] for i in range(len(column)))
 
-@pytest.mark.parametrize("median, threshold, a, b, overall", [
-    (1, .3, 33.3333, 36.3636, 35.8209), (1, .5, 33.3333, 10.9091, 14.9254), (1, .7, 50.0000, 32.7273, 35.8209),
-    (3, .3, 33.3333, 27.2727, 28.3582), (3, .5, 0, 0, 0), (3, .7, 41.6667, 27.2727, 29.8507),
-    (11, .3, 41.6667, 23.6364, 26.8657), (11, .5, 58.3333, 5.4545, 14.9254), (11, .7, 100.0000, 29.0909, 41.7910),
-])
-def test_diarization_error_agrees_with_dscore_from_frames_to_the_pooled_number(median, threshold, a, b, overall):
-    probabilities = [(.9, .1), (.8, .2), (.4, .2), (.7, .6), (.9, .7), (.2, .9),
-                     (.5, .9), (.5, .45), (.9, .9), (.1, .9), (.1, .1), (.6, .3)]
-    frames = {"a": ["".join("01"[p > threshold] for p in column) for column in zip(*probabilities)], "b": {
-        .3: ["010011111111111111111111111111011110100000101000000100010000",
-             "000000010010011010101111111111111111111111111111110001000011"],
-        .5: ["000001111101110111111111111111000010000000100000000000000000",
-             "000000010010000000001111111111111111111111110111110000000000"],
-        .7: ["000001110100110110011111111111000000000000000000000000000000",
-             "000000000000000000001110100010110011110101110111000000000000"],
-    }[threshold]}
+
+@pytest.mark.parametrize(
+    "median, threshold, a, b, overall",
+    [
+        (1, 0.3, 33.3333, 36.3636, 35.8209),
+        (1, 0.5, 33.3333, 10.9091, 14.9254),
+        (1, 0.7, 50.0000, 32.7273, 35.8209),
+        (3, 0.3, 33.3333, 27.2727, 28.3582),
+        (3, 0.5, 0, 0, 0),
+        (3, 0.7, 41.6667, 27.2727, 29.8507),
+        (11, 0.3, 41.6667, 23.6364, 26.8657),
+        (11, 0.5, 58.3333, 5.4545, 14.9254),
+        (11, 0.7, 100.0000, 29.0909, 41.7910),
+    ],
+)
+def test_diarization_error_agrees_with_dscore_from_frames_to_the_pooled_number(
+    median, threshold, a, b, overall
+):
+    probabilities = [
+        (0.9, 0.1),
+        (0.8, 0.2),
+        (0.4, 0.2),
+        (0.7, 0.6),
+        (0.9, 0.7),
+        (0.2, 0.9),
+        (0.5, 0.9),
+        (0.5, 0.45),
+        (0.9, 0.9),
+        (0.1, 0.9),
+        (0.1, 0.1),
+        (0.6, 0.3),
+    ]
+    frames = {
+        "a": ["".join("01"[p > threshold] for p in column) for column in zip(*probabilities)],
+        "b": {
+            0.3: [
+                "010011111111111111111111111111011110100000101000000100010000",
+                "000000010010011010101111111111111111111111111111110001000011",
+            ],
+            0.5: [
+                "000001111101110111111111111111000010000000100000000000000000",
+                "000000010010000000001111111111111111111111110111110000000000",
+            ],
+            0.7: [
+                "000001110100110110011111111111000000000000000000000000000000",
+                "000000000000000000001110100010110011110101110111000000000000",
+            ],
+        }[threshold],
+    }
     references = {"a": _turns("Z0–.05 Y.03–.10"), "b": _turns("A.05–.30 B.20–.50")}
-    hypotheses = {name: _frames_to_turns([_median_filtered(column, median) for column in columns], 0.01)
-                  for name, columns in frames.items()}
+    hypotheses = {
+        name: _frames_to_turns([_median_filtered(column, median) for column in columns], 0.01)
+        for name, columns in frames.items()
+    }
     for name, percent in (("a", a), ("b", b)):
         one = diarization_error_rate({name: references[name]}, {name: hypotheses[name]})
         assert 100 * one == pytest.approx(percent, abs=5e-5)
     assert 100 * diarization_error_rate(references, hypotheses) == pytest.approx(overall, abs=5e-5)
 
+
 def _grid_errors(reference, hypothesis):
     """DER parts in seconds on a grid of 10 ms, with every map of speakers tried, frame by frame."""
+
     def frames(turns, speaker):
-        return {i for who, start, end in turns if who == speaker for i in range(round(100 * start), round(100 * end))}
+        return {
+            i
+            for who, start, end in turns
+            if who == speaker
+            for i in range(round(100 * start), round(100 * end))
+        }
+
     true = [frames(reference, speaker) for speaker in {who for who, _, _ in reference}]
     found = [frames(hypothesis, speaker) for speaker in {who for who, _, _ in hypothesis}]
     miss = false_alarm = both = 0
     for i in set().union(*true, *found):
         n, m = sum(i in on for on in true), sum(i in on for on in found)
-        miss, false_alarm, both = miss + max(n - m, 0), false_alarm + max(m - n, 0), both + min(n, m)
+        miss, false_alarm, both = (
+            miss + max(n - m, 0),
+            false_alarm + max(m - n, 0),
+            both + min(n, m),
+        )
     padded = found + [set()] * len(true)
-    right = max(sum(len(t & f) for t, f in zip(true, chosen)) for chosen in permutations(padded, len(true)))
+    right = max(
+        sum(len(t & f) for t, f in zip(true, chosen)) for chosen in permutations(padded, len(true))
+    )
     return miss / 100, false_alarm / 100, (both - right) / 100, sum(map(len, true)) / 100
+
 
 def test_diarization_errors_agree_with_a_grid_of_10_ms_on_random_recordings():
     rng = np.random.default_rng(5)
 
     def recording(names):
         starts = rng.integers(80, size=rng.integers(1, 7))
-        return [(str(rng.choice(list(names))), start / 100, (start + length) / 100)
-                for start, length in zip(starts, rng.integers(1, 60, size=len(starts)))]
+        return [
+            (str(rng.choice(list(names))), start / 100, (start + length) / 100)
+            for start, length in zip(starts, rng.integers(1, 60, size=len(starts)))
+        ]
+
     for _ in range(120):
-        reference, hypothesis = recording("ABC"[:rng.integers(1, 4)]), recording("wxyz"[:rng.integers(1, 5)])
-        assert diarization_errors(reference, hypothesis) == pytest.approx(_grid_errors(reference, hypothesis), abs=1e-9)
+        reference, hypothesis = (
+            recording("ABC"[: rng.integers(1, 4)]),
+            recording("wxyz"[: rng.integers(1, 5)]),
+        )
+        assert diarization_errors(reference, hypothesis) == pytest.approx(
+            _grid_errors(reference, hypothesis), abs=1e-9
+        )
+
 
 def test_eight_speakers_on_each_side_are_mapped():
     reference = [(f"speaker {k}", 2.0 * k, 2.0 * k + 3) for k in range(8)]
     hypothesis = [(f"cluster {7 - k}", 2.0 * k, 2.0 * k + 3) for k in range(8)]
     assert diarization_errors(reference, hypothesis) == (0, 0, 0, 24)
 
+
 # Error bars
+
 
 def test_the_bootstrap_agrees_with_the_standard_error_of_a_mean():
     values = np.random.default_rng(6).normal(10, 3, size=400)
@@ -349,13 +556,17 @@ def test_the_bootstrap_agrees_with_the_standard_error_of_a_mean():
     standard_error = values.std() / 20
     assert (value - low, high - value) == (pytest.approx(1.96 * standard_error, rel=0.07),) * 2
 
+
 def test_the_bootstrap_of_the_equal_error_rate_agrees_with_resampling_trials_one_by_one():
     labels, scores = _normal_trials(1, 500, 5, 1.5, 1)
     rng = np.random.default_rng(7)
-    draws = [equal_error_rate(labels[pick], scores[pick]) for pick in rng.integers(500, size=(1000, 500))]
+    draws = [
+        equal_error_rate(labels[pick], scores[pick]) for pick in rng.integers(500, size=(1000, 500))
+    ]
     value, low, high = bootstrap(np.stack([labels, scores], -1), eer)
     assert value == equal_error_rate(labels, scores)
     assert [low, high] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.008)
+
 
 def _paired_systems(rng, utterances, shift):
     """Two systems whose values share most of their spread; b is `shift` standard errors of the difference higher."""
@@ -364,12 +575,18 @@ def _paired_systems(rng, utterances, shift):
     b = b + shift * math.sqrt(2 / utterances)
     return [np.stack([values, np.ones(utterances)], -1) for values in (a, b)]
 
-@pytest.mark.parametrize("shift, expected, tolerance", [
-    (0, 0.05, 0.033),  # 3 standard deviations of a binomial with 400 draws
-    (3, 0.85, 0.054),  # a normal at 3 is beyond 1.96 in 85 % of cases
-    (5, 1.00, 0.010),
-])
-def test_intervals_of_paired_systems_exclude_zero_as_often_as_they_should(shift, expected, tolerance):
+
+@pytest.mark.parametrize(
+    "shift, expected, tolerance",
+    [
+        (0, 0.05, 0.033),  # 3 standard deviations of a binomial with 400 draws
+        (3, 0.85, 0.054),  # a normal at 3 is beyond 1.96 in 85 % of cases
+        (5, 1.00, 0.010),
+    ],
+)
+def test_intervals_of_paired_systems_exclude_zero_as_often_as_they_should(
+    shift, expected, tolerance
+):
     rng = np.random.default_rng(13)
     excluded, as_normal = [], []
     for simulation in range(400):
@@ -380,7 +597,10 @@ def test_intervals_of_paired_systems_exclude_zero_as_often_as_they_should(shift,
         values = (b - a)[:, 0]
         as_normal.append(abs(values.mean()) > 1.96 * values.std(ddof=1) / 10)
     assert np.mean(excluded) == pytest.approx(expected, abs=tolerance)
-    assert np.mean(np.equal(excluded, as_normal)) > 0.95  # the same verdict as the z-test of the same data
+    assert (
+        np.mean(np.equal(excluded, as_normal)) > 0.95
+    )  # the same verdict as the z-test of the same data
+
 
 def test_pairing_removes_what_is_hard_for_both_systems():
     a, b = _paired_systems(np.random.default_rng(9), 200, 5)
@@ -389,12 +609,16 @@ def test_pairing_removes_what_is_hard_for_both_systems():
     (_, low_a, high_a), (_, low_b, high_b) = bootstrap(a, ratio), bootstrap(b, ratio)
     assert high - low < 0.7 * min(high_a - low_a, high_b - low_b)
 
+
 def test_training_seeds_that_differ_widen_the_interval_and_seeds_that_agree_do_not():
     run = [(1, 10), (2, 10), (3, 10), (4, 10)] * 20
-    assert bootstrap([run, run, run], ratio)[1:] == pytest.approx(bootstrap(run, ratio)[1:], abs=0.005)
+    assert bootstrap([run, run, run], ratio)[1:] == pytest.approx(
+        bootstrap(run, ratio)[1:], abs=0.005
+    )
     alike = [[(k, 10)] * 50 for k in (1, 3)]  # utterances do not vary, seeds do
     assert bootstrap(alike, ratio) == pytest.approx((0.2, 0.1, 0.3))
     assert paired_bootstrap(alike, [[(4, 10)] * 50], ratio) == pytest.approx((0.2, 0.1, 0.3))
+
 
 def test_two_systems_with_different_numbers_of_seeds_compare_but_not_with_different_utterances():
     rng = np.random.default_rng(10)
@@ -404,6 +628,7 @@ def test_two_systems_with_different_numbers_of_seeds_compare_but_not_with_differ
     with pytest.raises(ValueError, match="same utterances"):
         paired_bootstrap(a, [[(1, 5)] * 29], ratio)
 
+
 def test_the_bootstrap_is_a_function_of_its_seed_and_makes_as_many_resamples_as_asked():
     a, b = _paired_systems(np.random.default_rng(11), 50, 1)
     assert paired_bootstrap(a, b, ratio, seed=1) == paired_bootstrap(a, b, ratio, seed=1)
@@ -411,14 +636,17 @@ def test_the_bootstrap_is_a_function_of_its_seed_and_makes_as_many_resamples_as_
     _, low, high = bootstrap(a, ratio, samples=1)
     assert low == high
 
+
 def test_two_equal_systems_differ_by_exactly_nothing():
     a, _ = _paired_systems(np.random.default_rng(12), 50, 0)
     assert paired_bootstrap(a, a, ratio) == (0, 0, 0)
 
+
 def test_resamples_with_nothing_to_score_are_left_out():
     _, low, high = bootstrap([(1, 4), (0, 0)], ratio)  # a quarter of the draws hold no slot
     assert (low, high) == (0.25, 0.25)
-    assert not any(map(math.isnan, bootstrap([(1, .9), (0, .1)], eer)))
+    assert not any(map(math.isnan, bootstrap([(1, 0.9), (0, 0.1)], eer)))
+
 
 def test_a_hundred_resamples_of_all_trials_of_voxceleb_take_seconds():
     labels, scores = _normal_trials(0, 37_720, 2, 1.0, 6)

@@ -1,4 +1,5 @@
 """The toy corpus: does it sound like what it says, and does it lie on the disk like the real corpora?"""
+
 import filecmp
 import re
 import wave
@@ -11,20 +12,26 @@ import numpy as np
 import pytest
 import soundfile
 
-import toy
+from toy import synthesis as toy
 
 # s3prl's downstream/ctc/vocab/phoneme.txt, without SIL and SPN
-SUPERB_PHONES = set("""AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 B CH D DH EH0 EH1 EH2 ER0
+SUPERB_PHONES = set(
+    """AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 B CH D DH EH0 EH1 EH2 ER0
     ER1 ER2 EY0 EY1 EY2 F G HH IH0 IH1 IH2 IY0 IY1 IY2 JH K L M N NG OW0 OW1 OW2 OY0 OY1 OY2 P R S SH T TH UH0 UH1 UH2
-    UW0 UW1 UW2 V W Y Z ZH""".split())
+    UW0 UW1 UW2 V W Y Z ZH""".split()
+)
 KEYWORDS = set("yes no up down left right on off stop go".split())
-MAN = toy.Speaker(pitch=0.0, melody=0.3, rate=0.5, level=0.0, breath=0.02, tilt=1.0, scale=[1.0] * 5)
+MAN = toy.Speaker(
+    pitch=0.0, melody=0.3, rate=0.5, level=0.0, breath=0.02, tilt=1.0, scale=[1.0] * 5
+)
 WOMAN = MAN._replace(pitch=8.0, scale=[1.2, 1.15, 1.18, 1.1, 1.1])
+
 
 @pytest.fixture(scope="module")
 def full():
     """(clips, texts) of the whole corpus, as planned, without sound."""
     return toy.plan(seed=0)
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
@@ -33,6 +40,7 @@ def small(tmp_path_factory):
     toy.write_corpus(root, seed=0, scale=0.02)
     return root
 
+
 def middle_of(phone, word, speaker):
     """The samples of the middle half of a phone in a word."""
     start = 0
@@ -40,64 +48,97 @@ def middle_of(phone, word, speaker):
         if name == phone:
             break
         start += frames
-    return toy.speak(word, speaker, 1)[160 * (start + frames // 4):160 * (start + frames - frames // 4)]
+    return toy.speak(word, speaker, 1)[
+        160 * (start + frames // 4) : 160 * (start + frames - frames // 4)
+    ]
+
 
 def formants_of(samples, order=18):
     """Frequencies in Hz of the poles of linear prediction, those that are sharp enough to be formants."""
     samples = np.append(samples[0], samples[1:] - 0.95 * samples[:-1]) * np.hamming(len(samples))
-    r = np.correlate(samples, samples, "full")[len(samples) - 1:][:order + 1]
+    r = np.correlate(samples, samples, "full")[len(samples) - 1 :][: order + 1]
     toeplitz = r[abs(np.subtract.outer(np.arange(order), np.arange(order)))]
     poles = np.roots(np.append(1, -np.linalg.solve(toeplitz, r[1:])))
     poles = poles[(poles.imag > 0) & (-np.log(abs(poles)) * 16000 / np.pi < 500)]
     return np.sort(np.angle(poles)) * 16000 / (2 * np.pi)
 
+
 @pytest.mark.parametrize("speaker", [MAN, WOMAN], ids=["man", "woman"])
-@pytest.mark.parametrize("phone, word", [
-    ("AE1", "cat"), ("EH1", "bed"), ("IY1", "heat"), ("AA1", "stop"), ("ER1", "turn"), ("UW1", "shoes"), ("AH1", "up"),
-    ("IH1", "fish"), ("UH1", "book")])
+@pytest.mark.parametrize(
+    "phone, word",
+    [
+        ("AE1", "cat"),
+        ("EH1", "bed"),
+        ("IY1", "heat"),
+        ("AA1", "stop"),
+        ("ER1", "turn"),
+        ("UW1", "shoes"),
+        ("AH1", "up"),
+        ("IH1", "fish"),
+        ("UH1", "book"),
+    ],
+)
 def test_the_formants_of_a_vowel_are_where_the_table_and_the_speaker_put_them(phone, word, speaker):
     found = formants_of(middle_of(phone, word, speaker))
     for k in range(2):
         wanted = toy.PHONES[phone][0, 1 + k] * speaker.scale[k]
-        assert min(abs(found - wanted)) < max(0.1 * wanted, 70), f"F{k + 1}: {wanted:.0f} Hz, found {found.round()}"
+        assert min(abs(found - wanted)) < max(0.1 * wanted, 70), (
+            f"F{k + 1}: {wanted:.0f} Hz, found {found.round()}"
+        )
+
 
 def test_the_pitch_is_the_speakers():
     for pitch in (0.0, 12.0):
         samples = middle_of("AA1", "stop", MAN._replace(pitch=pitch, melody=0.0))
-        r = np.correlate(samples, samples, "full")[len(samples) - 1:]
+        r = np.correlate(samples, samples, "full")[len(samples) - 1 :]
         period = 40 + np.argmax(r[40:250])
-        assert abs(16000 / period / (100 * 2 ** (pitch / 12)) - 1) < 0.12   # utterances wander, by some 0.7 semitones
+        assert (
+            abs(16000 / period / (100 * 2 ** (pitch / 12)) - 1) < 0.12
+        )  # utterances wander, by some 0.7 semitones
+
 
 def test_emotions_differ_in_energy_and_pitch_and_rate():
     def average(emotion):
         rng = np.random.default_rng(0)
         levels, seconds = [], []
         for seed in range(30):
-            samples = toy.speak("the old dog saw a fish", toy.feel(toy.random_speaker(rng), emotion), seed)
+            samples = toy.speak(
+                "the old dog saw a fish", toy.feel(toy.random_speaker(rng), emotion), seed
+            )
             levels.append(10 * np.log10(np.mean(samples**2)))
             seconds.append(len(samples) / 16000)
         return np.mean(levels), np.mean(seconds)
-    (neutral, slow), (angry, quick), (sad, slowest), (happy, _) = map(average, ("neu", "ang", "sad", "hap"))
+
+    (neutral, slow), (angry, quick), (sad, slowest), (happy, _) = map(
+        average, ("neu", "ang", "sad", "hap")
+    )
     assert sad + 3 < neutral < neutral + 1 < happy and neutral + 4 < angry
     assert quick < slow < slowest
     pitch = {name: toy.feel(MAN, name).pitch for name in toy.EMOTIONS}
     assert pitch["sad"] < pitch["neu"] < pitch["ang"] < pitch["hap"]
 
+
 def test_timing_tells_where_the_words_are():
     words = "stop , go"
     samples, parts = toy.speak(words, MAN, 3), toy.timing(words, MAN, 3)
-    assert [phone for phone, *_ in parts if phone != "sil"] == "S S T T AA1 P P G G OW1 OW1".split()[1:]
+    assert [
+        phone for phone, *_ in parts if phone != "sil"
+    ] == "S S T T AA1 P P G G OW1 OW1".split()[1:]
     assert len(samples) == 160 * sum(frames for *_, frames in parts)
     silent = np.concatenate([[phone == "sil"] * frames for phone, _, frames in parts])
-    inner = ~np.convolve(~silent, np.ones(7), "same").astype(bool)          # three frames away from any phone
+    inner = ~np.convolve(~silent, np.ones(7), "same").astype(
+        bool
+    )  # three frames away from any phone
     energy = (samples.reshape(-1, 160) ** 2).mean(1)
     assert inner.sum() > 5 and energy[inner].max() < 1e-4 * energy[~silent].mean()
+
 
 def test_a_room_adds_noise_at_its_signal_to_noise_ratio():
     for snr in (15, 30):
         samples = toy.render(toy.Clip("", (), (6.0, snr, 0.7, 0.0), 0, 2.0))
         assert len(samples) == 32000 and samples.dtype == np.float32
         assert abs(20 * np.log10(samples.std() / 0.025) - 6 + snr) < 0.3
+
 
 def test_unlabelled_speech_is_long_enough_and_repeatable():
     waves = toy.unlabelled(20, seed=3)
@@ -106,6 +147,7 @@ def test_unlabelled_speech_is_long_enough_and_repeatable():
     assert all(np.array_equal(a, b) for a, b in zip(waves, toy.unlabelled(20, seed=3)))
     assert not np.array_equal(waves[0][:4000], toy.unlabelled(1, seed=4)[0][:4000])
 
+
 def test_every_word_has_a_pronunciation_in_superbs_phones():
     assert set(chain(*toy.LEXICON.values())) <= SUPERB_PHONES <= set(toy.PHONES)
     assert len(set(chain(*toy.LEXICON.values()))) >= 50
@@ -113,35 +155,64 @@ def test_every_word_has_a_pronunciation_in_superbs_phones():
     assert {token for token in tokens if token[0] != "<"} <= set(toy.LEXICON) | {","}
     assert {token[1:-1] for token in tokens if token[0] == "<"} <= set(toy.GRAMMAR)
     pronunciations = Counter(map(tuple, toy.LEXICON.values()))
-    assert max(pronunciations.values()) == 1                                # no two words sound alike
+    assert max(pronunciations.values()) == 1  # no two words sound alike
+
 
 def test_the_corpus_has_its_sizes(full):
     clips, texts = full
     count = Counter("/".join(clip.path.split("/")[:2]) for clip in clips)
-    assert [count[f"LibriSpeech/{name}"] for name in ("train-clean-100", "dev-clean", "test-clean")] == [600, 100, 250]
+    assert [
+        count[f"LibriSpeech/{name}"] for name in ("train-clean-100", "dev-clean", "test-clean")
+    ] == [600, 100, 250]
     assert [count[f"SNIPS/{split}"] for split in ("train", "valid", "test")] == [704, 120, 300]
-    assert [len(texts[f"fluent_speech_commands_dataset/data/{split}_data.csv"]) - 1
-            for split in ("train", "valid", "test")] == [704, 120, 504]
-    assert [len(texts[f"diarization/{split}/wav.scp"]) for split in ("train", "dev", "test")] == [300, 60, 150]
-    assert Counter(line[0] for line in texts["VoxCeleb1/iden_split.txt"]) == {"1": 640, "2": 160, "3": 520}
+    assert [
+        len(texts[f"fluent_speech_commands_dataset/data/{split}_data.csv"]) - 1
+        for split in ("train", "valid", "test")
+    ] == [704, 120, 504]
+    assert [len(texts[f"diarization/{split}/wav.scp"]) for split in ("train", "dev", "test")] == [
+        300,
+        60,
+        150,
+    ]
+    assert Counter(line[0] for line in texts["VoxCeleb1/iden_split.txt"]) == {
+        "1": 640,
+        "2": 160,
+        "3": 520,
+    }
     assert Counter(line[0] for line in texts["VoxCeleb1/veri_test.txt"]) == {"0": 1000, "1": 1000}
     assert Counter(line[0] for line in texts["VoxCeleb1/veri_dev.txt"]) == {"0": 300, "1": 300}
-    test = Counter(clip.path.split("/")[1] for clip in clips if clip.path.startswith("speech_commands_test_set"))
+    test = Counter(
+        clip.path.split("/")[1]
+        for clip in clips
+        if clip.path.startswith("speech_commands_test_set")
+    )
     assert set(test) == KEYWORDS | {"_unknown_", "_silence_"} and set(test.values()) == {42}
-    assert len({clip.path for clip in clips}) == len(clips) and len({clip.seed for clip in clips}) == len(clips)
+    assert len({clip.path for clip in clips}) == len(clips) and len(
+        {clip.seed for clip in clips}
+    ) == len(clips)
+
 
 def test_the_keyword_hash_puts_every_clip_into_the_split_meant(full):
     clips, texts = full
-    listed = {split: set(texts[f"speech_commands_v0.01/{split}_list.txt"]) for split in ("validation", "testing")}
+    listed = {
+        split: set(texts[f"speech_commands_v0.01/{split}_list.txt"])
+        for split in ("validation", "testing")
+    }
     words = defaultdict(set)
     for clip in clips:
         root, word, file = clip.path.split("/")[:3]
         if root == "speech_commands_v0.01" and word != "_background_noise_":
-            percent = int(sha1(re.sub("_nohash_.*$", "", file).encode()).hexdigest(), 16) % 2**27 * 100 / (2**27 - 1)
+            percent = (
+                int(sha1(re.sub("_nohash_.*$", "", file).encode()).hexdigest(), 16)
+                % 2**27
+                * 100
+                / (2**27 - 1)
+            )
             split = "validation" if percent < 10 else "testing" if percent < 20 else "train"
             assert all((f"{word}/{file}" in listed[name]) == (name == split) for name in listed)
             words[split].add(word)
     assert len(listed["validation"]) == 121 and KEYWORDS < words["train"] & words["validation"]
+
 
 def test_no_snips_sentence_is_said_twice_and_every_slot_is_in_every_split(full):
     _, texts = full
@@ -157,13 +228,18 @@ def test_no_snips_sentence_is_said_twice_and_every_slot_is_in_every_split(full):
     assert labels["train"] == labels["valid"] == labels["test"] == set(texts["SNIPS/slots.txt"])
     assert texts["SNIPS/slots.txt"][0] == "O" and {"playlist", "playlist_owner"} < labels["test"]
 
+
 def test_trials_are_of_speakers_that_no_training_set_has(full):
     clips, texts = full
-    people = {file: {path[:7] for line in texts[f"VoxCeleb1/{file}.txt"] for path in line.split()[1:]}
-              for file in ("iden_split", "veri_dev", "veri_test")}
+    people = {
+        file: {path[:7] for line in texts[f"VoxCeleb1/{file}.txt"] for path in line.split()[1:]}
+        for file in ("iden_split", "veri_dev", "veri_test")
+    }
     assert not people["iden_split"] & people["veri_dev"]
     assert not people["veri_test"] & (people["iden_split"] | people["veri_dev"])
-    folders = {clip.path.split("/")[3] for clip in clips if clip.path.startswith("VoxCeleb1/dev/wav")}
+    folders = {
+        clip.path.split("/")[3] for clip in clips if clip.path.startswith("VoxCeleb1/dev/wav")
+    }
     assert len(folders) == 88 and people["iden_split"] | people["veri_dev"] < folders
     assert all(int(name[2:]) - 10001 in range(1251) for name in people["iden_split"])
     for file in ("veri_dev", "veri_test"):
@@ -171,30 +247,59 @@ def test_trials_are_of_speakers_that_no_training_set_has(full):
             assert (a[:7] == b[:7]) == (label == "1") and a != b
     assert texts["VoxCeleb1/veri_test.txt"] == texts["VoxCeleb1/voxceleb1_test_v2.txt"]
 
+
 def test_no_voice_is_in_two_splits(full):
-    tables = {line.split(",")[1]: split for split in ("train", "valid", "test")
-              for line in full[1][f"fluent_speech_commands_dataset/data/{split}_data.csv"]}
+    tables = {
+        line.split(",")[1]: split
+        for split in ("train", "valid", "test")
+        for line in full[1][f"fluent_speech_commands_dataset/data/{split}_data.csv"]
+    }
     splits = defaultdict(set)
     for clip in full[0]:
         dataset, path = clip.path.split("/", 1)
-        split = {"LibriSpeech": path.split("/")[0], "SNIPS": path.split("/")[0], "IEMOCAP": path.split("/")[0],
-                 "Libri2Mix": path[:20], "VoxCeleb1": path[:13], "fluent_speech_commands_dataset": tables.get(path)}
+        split = {
+            "LibriSpeech": path.split("/")[0],
+            "SNIPS": path.split("/")[0],
+            "IEMOCAP": path.split("/")[0],
+            "Libri2Mix": path[:20],
+            "VoxCeleb1": path[:13],
+            "fluent_speech_commands_dataset": tables.get(path),
+        }
         for _, speaker, _ in clip.voices:
             splits[tuple(speaker.scale)].add((dataset, split.get(dataset)))
     assert len(splits) > 1000 and all(len(found) == 1 for found in splits.values())
 
+
 def test_every_intent_occurs_in_training(full):
-    rows = {split: [line.split(",") for line in full[1][f"fluent_speech_commands_dataset/data/{split}_data.csv"]]
-            for split in ("train", "test")}
-    assert rows["train"][0] == ["", "path", "speakerId", "transcription", "action", "object", "location"]
+    rows = {
+        split: [
+            line.split(",")
+            for line in full[1][f"fluent_speech_commands_dataset/data/{split}_data.csv"]
+        ]
+        for split in ("train", "test")
+    }
+    assert rows["train"][0] == [
+        "",
+        "path",
+        "speakerId",
+        "transcription",
+        "action",
+        "object",
+        "location",
+    ]
     intents = {tuple(row[4:]) for row in rows["train"][1:]}
     assert len(intents) == 31 and {tuple(row[4:]) for row in rows["test"][1:]} == intents
     assert [len(set(column)) for column in zip(*intents)] == [6, 14, 4]
 
+
 def test_vox_clips_are_longer_than_asv_wants(full):
-    seconds = [sum(frames for *_, frames in toy.timing(*clip.voices[0])) / 100
-               for clip in full[0] if clip.path.startswith("VoxCeleb1/dev")]
+    seconds = [
+        sum(frames for *_, frames in toy.timing(*clip.voices[0])) / 100
+        for clip in full[0]
+        if clip.path.startswith("VoxCeleb1/dev")
+    ]
     assert 2.05 < min(seconds) and np.mean(seconds) < 3
+
 
 def test_mixtures_have_silence_one_voice_and_overlap(full):
     _, texts = full
@@ -202,27 +307,41 @@ def test_mixtures_have_silence_one_voice_and_overlap(full):
         length = dict(map(str.split, texts[f"diarization/{split}/reco2dur"]))
         count = defaultdict(lambda: np.zeros(600, int))
         for name, mix, start, stop in map(str.split, texts[f"diarization/{split}/segments"]):
-            count[mix][round(100 * float(start)):round(100 * float(stop))] += 1
-        share = sum(np.bincount(frames[:round(100 * float(length[mix]))], minlength=3) for mix, frames in count.items())
+            count[mix][round(100 * float(start)) : round(100 * float(stop))] += 1
+        share = sum(
+            np.bincount(frames[: round(100 * float(length[mix]))], minlength=3)
+            for mix, frames in count.items()
+        )
         share = share / share.sum()
-        assert len(count) == len(length) and 0.03 < share[0] < 0.3 and share[1] > 0.3 and share[2] > 0.2, share
+        assert (
+            len(count) == len(length)
+            and 0.03 < share[0] < 0.3
+            and share[1] > 0.3
+            and share[2] > 0.2
+        ), share
+
 
 def test_rttm_and_segments_agree_with_the_sound(small):
     folder = small / "diarization" / "test"
-    segments = {name: (mix, float(start), float(stop))
-                for name, mix, start, stop in map(str.split, (folder / "segments").read_text().splitlines())}
+    segments = {
+        name: (mix, float(start), float(stop))
+        for name, mix, start, stop in map(str.split, (folder / "segments").read_text().splitlines())
+    }
     speaker = dict(map(str.split, (folder / "utt2spk").read_text().splitlines()))
     rttm = [line.split("\t") for line in (folder / "rttm").read_text().splitlines()]
-    assert [(mix, speaker[name], start, round(stop - start, 2)) for name, (mix, start, stop) in segments.items()] == [
-        (row[1], row[7], float(row[3]), float(row[4])) for row in rttm]
+    assert [
+        (mix, speaker[name], start, round(stop - start, 2))
+        for name, (mix, start, stop) in segments.items()
+    ] == [(row[1], row[7], float(row[3]), float(row[4])) for row in rttm]
     for mix, path in map(str.split, (folder / "wav.scp").read_text().splitlines()):
         samples, _ = soundfile.read(small / path)
         spoken = np.zeros(len(samples) // 160, bool)
         for start, stop in [found[1:] for found in segments.values() if found[0] == mix]:
             assert abs(100 * start - round(100 * start)) < 1e-6 and stop * 16000 <= len(samples)
-            spoken[round(100 * start):round(100 * stop)] = True
+            spoken[round(100 * start) : round(100 * stop)] = True
         energy = (samples.reshape(-1, 160) ** 2).mean(1)
         assert energy[spoken].mean() > 5 * np.median(energy[~spoken])
+
 
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(small, tmp_path):
     toy.write_corpus(tmp_path / "again", seed=0, scale=0.02)
@@ -230,7 +349,10 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(small, tmp_
     assert len(files) == sum(path.is_file() for path in (tmp_path / "again").rglob("*")) > 300
     assert filecmp.cmpfiles(small, tmp_path / "again", files, shallow=False)[0] == files
     assert toy.plan(0, 0.02) != toy.plan(1, 0.02)
-    assert [path.name for path in tmp_path.iterdir()] == ["again"]          # nothing unfinished is left beside it
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "again"
+    ]  # nothing unfinished is left beside it
+
 
 def test_files_are_16_khz_mono_16_bit_and_of_the_real_formats(small):
     sounds = [path for path in small.rglob("*") if path.suffix in (".wav", ".flac")]
@@ -239,10 +361,14 @@ def test_files_are_16_khz_mono_16_bit_and_of_the_real_formats(small):
         info = soundfile.info(path)
         assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
         assert (info.format == "FLAC") == ("LibriSpeech" in path.parts)
-        if path.relative_to(small).parts[0].startswith("speech_commands") and path.parent.name != "_background_noise_":
+        if (
+            path.relative_to(small).parts[0].startswith("speech_commands")
+            and path.parent.name != "_background_noise_"
+        ):
             assert 0.6 <= info.duration <= 1.0
     with wave.open(str(next((small / "SNIPS").rglob("*.wav")))) as file:
         assert file.getparams()[:3] == (1, 2, 16000)
+
 
 def test_the_layouts_are_complete_even_when_small(small):
     for pattern in """LibriSpeech/train-clean-100/*/*/*.trans.txt LibriSpeech/dev-clean/*/*/*.flac
@@ -259,15 +385,21 @@ def test_the_layouts_are_complete_even_when_small(small):
         assert list(small.glob(pattern)), pattern
     assert not (small / "SNIPS/slots.txt").read_text().endswith("\n")
     for table in (small / "fluent_speech_commands_dataset/data").glob("*.csv"):
-        assert all((table.parents[1] / line.split(",")[1]).is_file() for line in table.read_text().splitlines()[1:])
+        assert all(
+            (table.parents[1] / line.split(",")[1]).is_file()
+            for line in table.read_text().splitlines()[1:]
+        )
     for line in (small / "VoxCeleb1/iden_split.txt").read_text().splitlines():
         assert (small / "VoxCeleb1/dev/wav" / line.split()[1]).is_file()
     labels = Counter()
     for file in small.glob("IEMOCAP/Session*/dialog/EmoEvaluation/*.txt"):
-        for row in re.findall(r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t\[[\d., ]+\]$", file.read_text(), re.M):
+        for row in re.findall(
+            r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t\[[\d., ]+\]$", file.read_text(), re.M
+        ):
             labels[row[1]] += 1
             assert Path(file.parents[2], "sentences/wav", file.stem, f"{row[0]}.wav").is_file()
     assert {"neu", "hap", "exc", "ang", "sad"} < set(labels) and labels["fru"] + labels["xxx"] > 0
+
 
 def test_an_existing_folder_is_never_overwritten(small):
     with pytest.raises(FileExistsError, match="not empty"):

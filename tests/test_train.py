@@ -1,4 +1,5 @@
 """The loop and the four scenarios: what a run leaves behind, that a resumed one is the same bit for bit, that two processes are one."""
+
 import json
 import os
 import random
@@ -16,9 +17,9 @@ import torch
 import train
 from batches import Steps, Stream, collate
 from conftest import SMALL, result
-from evaluate import load_checkpoint
+from engine.runs import load_checkpoint
 from model import TINY, MultiTask, random_encoder
-from scenarios import SETTINGS, Run, requested_runs, with_needs
+from scenarios import SETTINGS, Run, requested_runs, with_prerequisites
 from tasks import TASKS
 from weighting import pcgrad_backward
 
@@ -31,33 +32,67 @@ def runs(workshop):
     return workshop / "runs"
 
 
-@pytest.mark.parametrize("step, lr", [(1, 0.0), (2, 2e-9), (100, 1.98e-7), (2501, 5e-6), (5000, 9.998e-6), (5001, 1e-5),
-                                      (5002, 9.9999487179e-6), (102501, 5e-6), (150000, 2.5641538462e-6),
-                                      (199999, 1.0256410256e-10), (200000, 5.1282051282e-11)])
+@pytest.mark.parametrize(
+    "step, lr",
+    [
+        (1, 0.0),
+        (2, 2e-9),
+        (100, 1.98e-7),
+        (2501, 5e-6),
+        (5000, 9.998e-6),
+        (5001, 1e-5),
+        (5002, 9.9999487179e-6),
+        (102501, 5e-6),
+        (150000, 2.5641538462e-6),
+        (199999, 1.0256410256e-10),
+        (200000, 5.1282051282e-11),
+    ],
+)
 def test_the_schedule_has_the_values_of_the_released_code(step, lr):
     assert 1e-5 * train.lr_scale(step - 1, 5_000, 200_000) == pytest.approx(lr, rel=1e-9, abs=1e-20)
 
 
 def test_the_paper_setting_is_the_papers():
     paper = SETTINGS["paper"]
-    assert (paper.mtl_lr, paper.mtl_steps, paper.mtl_warmup, paper.mtl_batch) == (1e-5, 200_000, 5_000, 2)
-    assert (paper.transfer_lr, paper.transfer_steps, paper.transfer_warmup, paper.transfer_batch) == (1e-5, 200_000, 5_000, 8)
+    assert (paper.mtl_lr, paper.mtl_steps, paper.mtl_warmup, paper.mtl_batch) == (
+        1e-5,
+        200_000,
+        5_000,
+        2,
+    )
+    assert (
+        paper.transfer_lr,
+        paper.transfer_steps,
+        paper.transfer_warmup,
+        paper.transfer_batch,
+    ) == (1e-5, 200_000, 5_000, 8)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_ssl_ends_with_a_result_for_every_task(runs, name):
     found = result(runs, f"ssl-{name}")
-    assert (found["scenario"], found["task"], found["left_out"], found["steps"]) == ("ssl", name, None, 2)
+    assert (found["scenario"], found["task"], found["left_out"], found["steps"]) == (
+        "ssl",
+        name,
+        None,
+        2,
+    )
     assert list(found["metrics"][name]) == [metric.name for metric in TASKS[name].metrics]
-    rows = [json.loads(line) for line in open(runs / f"ssl-{name}" / "predictions" / f"{name}.jsonl")]
+    rows = [
+        json.loads(line) for line in open(runs / f"ssl-{name}" / "predictions" / f"{name}.jsonl")
+    ]
     for metric in TASKS[name].metrics:  # the stored rows add up to the stored number
-        assert 100 * metric.reduce([row[metric.name] for row in rows]) == pytest.approx(found["metrics"][name][metric.name])
+        assert 100 * metric.reduce([row[metric.name] for row in rows]) == pytest.approx(
+            found["metrics"][name][metric.name]
+        )
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_transfer_has_the_leave_one_out_run_that_it_needs(runs, name):
     left_out, transfer = result(runs, f"leave-one-out-{name}"), result(runs, f"transfer-{name}")
-    assert sorted(left_out["metrics"]) == sorted(set(TASKS) - {name}) and left_out["left_out"] == name
+    assert (
+        sorted(left_out["metrics"]) == sorted(set(TASKS) - {name}) and left_out["left_out"] == name
+    )
     assert list(transfer["metrics"]) == [name] and transfer["left_out"] == name
     assert not (runs / f"transfer-{name}" / "cache").exists()
 
@@ -66,38 +101,73 @@ def test_mtl_trains_all_nine_and_a_second_call_reuses_it(run_train, runs, capsys
     assert sorted(result(runs, "mtl-all")["metrics"]) == sorted(TASKS)
     began, stamp = time.time(), (runs / "mtl-all" / "checkpoint.pt").stat().st_mtime_ns
     run_train(runs, "--scenario", "mtl")
-    assert time.time() - began < 3 and (runs / "mtl-all" / "checkpoint.pt").stat().st_mtime_ns == stamp
+    assert (
+        time.time() - began < 3 and (runs / "mtl-all" / "checkpoint.pt").stat().st_mtime_ns == stamp
+    )
     assert "(b-1) MTL all" in capsys.readouterr().out
 
 
 def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, runs):
-    run_train(runs, "--scenario", "mtl", "--tasks", "KS,IC", "--weighting", "uncertainty", "--mtl-steps", "4",
-              "--conv-gradient", "0.1")
+    run_train(
+        runs,
+        "--scenario",
+        "mtl",
+        "--tasks",
+        "KS,IC",
+        "--weighting",
+        "uncertainty",
+        "--mtl-steps",
+        "4",
+        "--feature-grad-mult",
+        "0.1",
+    )
     run_train(runs, "--scenario", "control")
     assert "encoder" not in load_checkpoint(runs / "control-all")
-    saved, start = load_checkpoint(runs / "mtl-KS+IC"), train.build(json.loads(
-        (runs / "mtl-KS+IC" / "config.json").read_text()), {"KS": 12, "IC": (6, 14, 4)}, runs).encoder.state_dict()
-    moved = [name for name, tensor in saved["encoder"]["state_dict"].items() if not torch.equal(tensor, start[name])]
+    saved, start = (
+        load_checkpoint(runs / "mtl-KS+IC"),
+        train.build(
+            json.loads((runs / "mtl-KS+IC" / "config.json").read_text()),
+            {"KS": 12, "IC": (6, 14, 4)},
+            runs,
+        ).encoder.state_dict(),
+    )
+    moved = [
+        name
+        for name, tensor in saved["encoder"]["state_dict"].items()
+        if not torch.equal(tensor, start[name])
+    ]
     still = set(start) - set(moved)
-    assert all(name.endswith("k_proj.bias") for name in still), still  # a key's bias cancels in the softmax
-    assert (saved["model"]["log_sigma"] != 0).all(), "each learned weight of the uncertainty weighting moves"
+    assert all(name.endswith("k_proj.bias") for name in still), (
+        still
+    )  # a key's bias cancels in the softmax
+    assert (saved["model"]["log_sigma"] != 0).all(), (
+        "each learned weight of the uncertainty weighting moves"
+    )
 
 
 def test_all_makes_the_28_runs_of_table_1(tmp_path):
-    args = type("Args", (), dict(scenario="all", task=None, tasks=None, heads="ssl", seed=0, fold=1, runs=tmp_path))
-    stages = with_needs(requested_runs(args), args)
+    args = type(
+        "Args",
+        (),
+        dict(scenario="all", task=None, tasks=None, heads="ssl", seed=0, fold=1, runs=tmp_path),
+    )
+    stages = with_prerequisites(requested_runs(args), args)
     assert [len(stage) for stage in stages] == [9, 10, 9]
-    assert with_needs([Run("transfer", ("IC",), "IC")], args)[1] == [Run("leave-one-out", tuple(t for t in TASKS if t != "IC"), "IC")]
+    assert with_prerequisites([Run("transfer", ("IC",), "IC")], args)[1] == [
+        Run("leave-one-out", tuple(t for t in TASKS if t != "IC"), "IC")
+    ]
 
 
 def test_changed_settings_stop_a_run_with_a_list_of_them(run_train, runs, capsys):
     with pytest.raises(SystemExit) as stop:
-        run_train(runs, "--scenario", "ssl", "--task", "KS", "--head-lr", "0.5")
+        run_train(runs, "--scenario", "ssl", "--task", "KS", "--ssl-lr", "0.5")
     assert stop.value.code == 2
     assert "lr was 0.01 and is 0.5" in capsys.readouterr().err
 
 
-def test_a_run_is_out_of_date_when_what_it_was_built_on_was_made_anew(run_train, runs, tmp_path, capsys):
+def test_a_run_is_out_of_date_when_what_it_was_built_on_was_made_anew(
+    run_train, runs, tmp_path, capsys
+):
     shutil.copytree(runs, tmp_path / "runs")
     path = tmp_path / "runs" / "leave-one-out-IC" / "result.json"
     remade = json.loads(path.read_text())
@@ -108,7 +178,10 @@ def test_a_run_is_out_of_date_when_what_it_was_built_on_was_made_anew(run_train,
     assert stop.value.code == 2 and "built_on was" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", ["--scenario all --task IC", "--scenario mtl --task IC", "--scenario ssl --tasks IC,KS"])
+@pytest.mark.parametrize(
+    "flags",
+    ["--scenario all --task IC", "--scenario mtl --task IC", "--scenario ssl --tasks IC,KS"],
+)
 def test_a_flag_that_would_be_ignored_is_an_error(run_train, tmp_path, capsys, flags):
     with pytest.raises(SystemExit) as stop:
         run_train(tmp_path, *flags.split())
@@ -121,9 +194,20 @@ def test_what_is_left_out_is_counted_and_listed(run_train, root, tmp_path, capsy
     for clip in clips:
         clip.write_bytes(clip.read_bytes()[:500])
     with pytest.raises(SystemExit) as stop:
-        run_train(tmp_path / "runs", "--scenario", "ssl", "--task", "IC", "--data", tmp_path / "toy")
+        run_train(
+            tmp_path / "runs", "--scenario", "ssl", "--task", "IC", "--data", tmp_path / "toy"
+        )
     assert stop.value.code == 2 and "--skip-broken" in capsys.readouterr().err
-    run_train(tmp_path / "runs", "--scenario", "ssl", "--task", "IC", "--data", tmp_path / "toy", "--skip-broken")
+    run_train(
+        tmp_path / "runs",
+        "--scenario",
+        "ssl",
+        "--task",
+        "IC",
+        "--data",
+        tmp_path / "toy",
+        "--skip-broken",
+    )
     listed = (tmp_path / "runs" / "ssl-IC" / "skipped.txt").read_text()
     assert all(str(clip) in listed for clip in clips) and "left out" in capsys.readouterr().out
 
@@ -136,7 +220,12 @@ def test_a_damaged_file_of_a_run_is_one_sentence(run_train, tmp_path, capsys, na
     with pytest.raises(SystemExit) as stop:
         run_train(tmp_path, "--scenario", "ssl", "--task", "KS")
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and name in error and "train again" in error and "Traceback" not in error
+    assert (
+        stop.value.code == 2
+        and name in error
+        and "train again" in error
+        and "Traceback" not in error
+    )
 
 
 @pytest.mark.parametrize("flag", ["--log-every", "--mtl-batch", "--transfer-steps"])
@@ -154,45 +243,90 @@ def test_a_large_rate_for_a_real_encoder_asks_for_confirmation(run_train, tmp_pa
 
 def _shell(runs: Path, root: Path, *flags: str, processes: int = 1) -> subprocess.Popen:
     """train.py in a process (or several) of its own."""
-    launch = [sys.executable] + ([] if processes == 1 else
-                                 ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29511"])
+    launch = [sys.executable] + (
+        []
+        if processes == 1
+        else [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_port",
+            "29511",
+        ]
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*launch, "train.py", "--data", str(root), "--runs", str(runs), *SMALL, *flags], cwd=ROOT,
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [*launch, "train.py", "--data", str(root), "--runs", str(runs), *SMALL, *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def _same(a: Path, b: Path) -> bool:
     """Are the final weights, the log (but for its clock) and the results of two runs equal, bit for bit?"""
+
     def flat(state, prefix=""):
         for key, value in state.items():
-            yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + str(key), value)]
-    ours, theirs = (dict(flat({k: v for k, v in load_checkpoint(run).items() if k != "seconds"})) for run in (a, b))
-    weights = all(torch.equal(v, theirs[k]) if isinstance(v, torch.Tensor) else v == theirs[k] for k, v in ours.items())
-    logs = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in open(run / "log.jsonl")] for run in (a, b)]
+            yield from (
+                flat(value, f"{prefix}{key}.")
+                if isinstance(value, dict)
+                else [(prefix + str(key), value)]
+            )
+
+    ours, theirs = (
+        dict(flat({k: v for k, v in load_checkpoint(run).items() if k != "seconds"}))
+        for run in (a, b)
+    )
+    weights = all(
+        torch.equal(v, theirs[k]) if isinstance(v, torch.Tensor) else v == theirs[k]
+        for k, v in ours.items()
+    )
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in open(run / "log.jsonl")
+        ]
+        for run in (a, b)
+    ]
     scores = [json.loads((run / "result.json").read_text())["metrics"] for run in (a, b)]
-    return weights and ours.keys() == theirs.keys() and logs[0] == logs[1] and scores[0] == scores[1]
+    return (
+        weights and ours.keys() == theirs.keys() and logs[0] == logs[1] and scores[0] == scores[1]
+    )
 
 
 def test_a_killed_run_resumes_to_the_same_bits(run_train, root, tmp_path):
     flags = ("--scenario", "mtl", "--tasks", "KS,PR,SD", "--heads", "fresh", "--mtl-steps", "30")
     run_train(tmp_path / "whole", *flags)
     luck, checkpoint = random.Random(0), tmp_path / "broken" / "mtl-KS+PR+SD" / "checkpoint.pt"
-    for how in (signal.SIGKILL, signal.SIGINT):  # without a chance to tidy up; then by Ctrl-C, which saves
+    for how in (
+        signal.SIGKILL,
+        signal.SIGINT,
+    ):  # without a chance to tidy up; then by Ctrl-C, which saves
         process = _shell(tmp_path / "broken", root, *flags)
         before, began = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0, time.time()
-        while time.time() - began < 30 and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
+        while time.time() - began < 30 and not (
+            checkpoint.exists() and checkpoint.stat().st_mtime_ns > before
+        ):
             time.sleep(0.01)
         time.sleep(luck.uniform(0, 0.3))
         process.send_signal(how)
         said = process.communicate()[0]
-    assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
+    assert (
+        process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
+    )
     run_train(tmp_path / "broken", *flags)
     assert _same(tmp_path / "whole" / "mtl-KS+PR+SD", tmp_path / "broken" / "mtl-KS+PR+SD")
 
 
 def _gradients(rank: int, world: int, port: int, root: str, out: str) -> None:
     """One process of `world`: for MTL and for each frozen task, the gradient of one step, without dropout, over all processes."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     torch.set_num_threads(1)
     if world > 1:
         torch.distributed.init_process_group("gloo")
@@ -221,8 +355,11 @@ def one_and_two(root, tmp_path_factory):
     """The gradients that one process finds with a batch of four, and two processes with a batch of two."""
     folder = tmp_path_factory.mktemp("gradients")
     for world in (1, 2):
-        torch.multiprocessing.spawn(_gradients, (world, 29_600 + os.getpid() % 300, str(root), str(folder / f"{world}.pt")),
-                                    nprocs=world)
+        torch.multiprocessing.spawn(
+            _gradients,
+            (world, 29_600 + os.getpid() % 300, str(root), str(folder / f"{world}.pt")),
+            nprocs=world,
+        )
     return torch.load(folder / "1.pt"), torch.load(folder / "2.pt")
 
 
@@ -239,13 +376,19 @@ def test_gradient_surgery_leaves_no_conflict_of_two_tasks(root):
     corpora = {name: TASKS[name].read(str(root), "train") for name in ("KS", "PR")}
     torch.manual_seed(0)
     encoder = random_encoder(TINY, seed=0)
-    model = MultiTask(encoder, {name: TASKS[name].head(encoder.dim, c.classes, 16) for name, c in corpora.items()}, augment=False)
+    model = MultiTask(
+        encoder,
+        {name: TASKS[name].head(encoder.dim, c.classes, 16) for name, c in corpora.items()},
+        augment=False,
+    )
     model.eval()  # no dropout; the gradient is the same otherwise
     batches = {name: collate(corpus, [(0, 0), (1, 1)]) for name, corpus in corpora.items()}
     shared = [p for p in (*encoder.parameters(), *model.layer_sum.parameters())]
 
     def gradient(loss):
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)])
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)]
+        )
 
     g, h = (gradient(loss) for loss in model(batches).values())
     if g @ h > 0:  # make a conflict, if the two tasks happen to agree
@@ -260,22 +403,41 @@ def test_gradient_surgery_leaves_no_conflict_of_two_tasks(root):
 
 # A dry run
 
+
 def dry_rows(output: str) -> dict:
     """{what: {column: value}} of the table that a dry run prints."""
-    lines = output[output.index("what "):].split("\n\n")[0].splitlines()
-    heading, *rows = [re.split(r"\s{2,}", line.strip()) for line in lines if not line.startswith("--")]
+    lines = output[output.index("what ") :].split("\n\n")[0].splitlines()
+    heading, *rows = [
+        re.split(r"\s{2,}", line.strip()) for line in lines if not line.startswith("--")
+    ]
     return {row[0]: dict(zip(heading, row)) for row in rows if len(row) == len(heading)}
 
 
 def test_a_dry_run_makes_no_run_and_has_a_row_for_each_kind(run_train, tmp_path, capsys):
     run_train(tmp_path / "runs", "--scenario", "transfer", "--task", "IC", "--dry-run")
     output = capsys.readouterr().out
-    assert set(dry_rows(output)) == {"IC, ssl", "IC, transfer", *(f"{name}, ssl" for name in TASKS if name != "IC")}
-    assert "all at once" in output and "11 runs to make" in output and not (tmp_path / "runs").exists()
+    assert set(dry_rows(output)) == {
+        "IC, ssl",
+        "IC, transfer",
+        *(f"{name}, ssl" for name in TASKS if name != "IC"),
+    }
+    assert (
+        "all at once" in output and "11 runs to make" in output and not (tmp_path / "runs").exists()
+    )
 
 
 def test_a_dry_run_says_where_the_encoder_runs_at_each_step(run_train, tmp_path, capsys):
-    run_train(tmp_path / "runs", "--scenario", "ssl", "--task", "KS", "PR", "--dry-run", "--cache-gb", "0.0005")
+    run_train(
+        tmp_path / "runs",
+        "--scenario",
+        "ssl",
+        "--task",
+        "KS",
+        "PR",
+        "--dry-run",
+        "--cache-gb",
+        "0.0005",
+    )
     rows = dry_rows(capsys.readouterr().out)
     assert rows["PR, ssl"]["encode h"] == "each step" and rows["KS, ssl"]["encode h"] != "each step"
 

@@ -1,9 +1,10 @@
 """The cache of frozen features changes nothing but the time: same logits, same losses, one encoder pass per utterance."""
+
 import pytest
 import torch
 
 from batches import Stream, collate
-from features import cache_states
+from engine.frozen import cache_states
 from model import TINY, MultiTask, random_encoder
 from tasks import TASKS
 
@@ -12,25 +13,35 @@ from tasks import TASKS
 def test_frozen_and_cached_gives_what_the_encoder_gives(root, tmp_path, name):
     corpus = TASKS[name].read(str(root), "train")
     encoder = random_encoder(TINY, seed=0).requires_grad_(False)
-    model = MultiTask(encoder, {name: TASKS[name].head(encoder.dim, corpus.classes, 32)}, augment=False).eval()
-    frozen = cache_states(encoder, corpus, False, model.heads[name].pools, tmp_path, 1.0, quiet=True)
-    visits = [(i, None) for i in range(3)]
-    cached, heard = frozen.batch(visits), collate(corpus, visits)
+    model = MultiTask(
+        encoder, {name: TASKS[name].head(encoder.dim, corpus.classes, 32)}, augment=False
+    ).eval()
+    frozen = cache_states(
+        encoder, corpus, False, model.heads[name].pools, tmp_path, 1.0, quiet=True
+    )
+    draws = [(i, None) for i in range(3)]
+    cached, heard = frozen.batch(draws), collate(corpus, draws)
     assert cached.ids == heard.ids
     with torch.no_grad():
         a, b = model({name: cached})[name], model({name: heard})[name]
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(model.predict(name, cached)[0], model.predict(name, heard)[0], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        model.predict(name, cached)[0], model.predict(name, heard)[0], atol=1e-4, rtol=1e-3
+    )
 
 
 def test_the_encoder_runs_once_per_utterance_ever(root, tmp_path, monkeypatch):
     corpus = TASKS["IC"].read(str(root), "train")
     encoder, heard = random_encoder(TINY, seed=0).requires_grad_(False), []
-    monkeypatch.setattr(encoder, "encode", lambda waves, encode=encoder.encode: heard.append(len(waves)) or encode(waves))
+    monkeypatch.setattr(
+        encoder,
+        "encode",
+        lambda waves, encode=encoder.encode: heard.append(len(waves)) or encode(waves),
+    )
     frozen = cache_states(encoder, corpus, True, True, tmp_path, 1.0, quiet=True)
     stream = Stream(corpus, 4, 0, frozen)
     for step in range(50):
-        frozen.batch(stream.visits(step))
+        frozen.batch(stream.draws(step))
     cache_states(encoder, corpus, True, True, tmp_path, 1.0, quiet=True)
     assert sum(heard) == len(corpus.utterances)
 
@@ -38,8 +49,24 @@ def test_the_encoder_runs_once_per_utterance_ever(root, tmp_path, monkeypatch):
 def test_other_weights_or_other_audio_make_another_file(root, tmp_path):
     corpus = TASKS["KS"].read(str(root), "dev")
     for seed in (0, 1):
-        cache_states(random_encoder(TINY, seed=seed).requires_grad_(False), corpus, False, True, tmp_path, 1.0, quiet=True)
-    cache_states(random_encoder(TINY, seed=0), TASKS["ER"].read(str(root), "dev"), False, True, tmp_path, 1.0, quiet=True)
+        cache_states(
+            random_encoder(TINY, seed=seed).requires_grad_(False),
+            corpus,
+            False,
+            True,
+            tmp_path,
+            1.0,
+            quiet=True,
+        )
+    cache_states(
+        random_encoder(TINY, seed=0),
+        TASKS["ER"].read(str(root), "dev"),
+        False,
+        True,
+        tmp_path,
+        1.0,
+        quiet=True,
+    )
     assert len(list(tmp_path.glob("*.f32"))) == 3 and not list(tmp_path.glob("*.tmp"))
 
 

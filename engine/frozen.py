@@ -6,13 +6,11 @@ crops) goes through it once; heads are then trained on memory-mapped states, at 
 
 B utterances, T frames (50 Hz), S = L + 1 hidden states, D dimensions.
 """
-import fcntl
 import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,38 +19,13 @@ from tqdm import tqdm
 
 from batches import collate, in_chunks, load_ahead
 from data import Corpus
+from engine.runs import locked, save
 from heads import Head
 from model import FrozenBatch, Hubert, frame_count
 
+FORMAT = 1           # changes whenever the content of a cache file changes
 MOST_CROPS = 16      # of one long training recording
 CHUNK_SECONDS = 20   # of padded audio that go through a frozen encoder together
-
-def save(path: Path, write) -> None:
-    """`write(file)` a file such that a kill at any moment leaves the old one or the new one, never half of one.
-    OSError, a sentence, where that is impossible, for instance on a full disk."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path} ({error.strerror}); make room or take another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-@contextmanager
-def locked(path: Path):
-    """Waits until no other process holds the lock of this name. A process that ends, however it ends, lets it go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f"{path.name}.lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f"waiting for another process that makes {path}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 class FrozenFeatures:
     """The hidden states of a corpus in a memory-mapped file, made by `cache_states`. OSError, ValueError: damaged.
@@ -71,18 +44,18 @@ class FrozenFeatures:
         if len(self.data) != index["size"]:
             raise ValueError(f"{path} is not whole")
 
-    def batch(self, visits: list[tuple[int, int | None]]) -> FrozenBatch:
-        """The states of some (utterance, visit number or None) pairs, zero padded; the number chooses the crop."""
-        crops = [self.first[i] + (number or 0) % (self.first[i + 1] - self.first[i]) for i, number in visits]
+    def batch(self, draws: list[tuple[int, int | None]]) -> FrozenBatch:
+        """The states of some (utterance, draw number or None) pairs, zero padded; the number chooses the crop."""
+        crops = [self.first[i] + (number or 0) % (self.first[i + 1] - self.first[i]) for i, number in draws]
         frames, starts = self.frames[crops], self.starts[crops]
         if self.pooled:  # all of the same size: a batch is one gather
             means = self.data.view(-1, self.S, self.D)[starts // (self.S * self.D)]  # (B, S, D)
             states = means.transpose(0, 1).unsqueeze(2)                              # (S, B, 1, D)
         else:
-            states = torch.zeros(self.S, len(visits), int(frames.max()), self.D)
+            states = torch.zeros(self.S, len(draws), int(frames.max()), self.D)
             for b, (start, T) in enumerate(zip(starts.tolist(), frames.tolist())):
                 states[:, b, :T] = self.data[start:start + self.S * T * self.D].view(self.S, T, self.D)
-        chosen = [self.corpus.utterances[i] for i, _ in visits]
+        chosen = [self.corpus.utterances[i] for i, _ in draws]
         return FrozenBatch(states, frames, [u.target for u in chosen], [u.id for u in chosen])
 
     def all_batches(self, size: int = 64) -> Iterator[FrozenBatch]:
@@ -98,7 +71,7 @@ def means_suffice(head: Head, training: bool, augment: bool) -> bool:
 def crop_counts(corpus: Corpus, training: bool) -> list[int]:
     """How many windows of each utterance are kept: of a training recording as many random ones as crop lengths fit into
     it, up to MOST_CROPS."""
-    # DIFFERS: the released code crops anew at every visit, and so runs the encoder at every visit.
+    # DIFFERS: the released code crops anew at every draw, and so runs the encoder at every draw.
     if not (training and corpus.crop):
         return [1] * len(corpus.utterances)
     return [min(MOST_CROPS, max(1, u.samples // corpus.crop)) for u in corpus.utterances]
@@ -107,7 +80,7 @@ def cache_gigabytes(encoder: Hubert, corpus: Corpus, training: bool, pooled: boo
     """The size of the file that `cache_states` makes."""
     rows = sum(count * (1 if pooled else frame_count(length))
                for count, length in zip(crop_counts(corpus, training), corpus.lengths))
-    return rows * encoder.state_count * encoder.dim * 4 / 1e9
+    return rows * encoder.num_states * encoder.dim * 4 / 1e9
 
 def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path, room_gb: float,
                  workers: int = 0, quiet: bool = False) -> FrozenFeatures | None:
@@ -132,11 +105,9 @@ def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, 
 
 def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> str:
     """A name for the states of this audio in this encoder."""
-    digest = hashlib.blake2b(f"{corpus.gain} {corpus.trim} {corpus.crop} {training} {pooled}".encode(), digest_size=12)
+    digest = hashlib.blake2b(f"{FORMAT} {corpus.gain} {corpus.trim} {corpus.crop} {training} {pooled}".encode(), digest_size=12)
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    for module in ("model.py", "rules.py", "data.py", "batches.py", "features.py"):
-        digest.update(Path(__file__).with_name(module).read_bytes())
     for u in corpus.utterances:
         about = os.stat(u.path)
         digest.update(f"{os.path.abspath(u.path)} {about.st_size} {about.st_mtime_ns} {u.start} {u.stop}".encode())
@@ -147,8 +118,8 @@ def _write_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool,
                   quiet: bool) -> None:
     """Encode every crop, shortest first, and write their states (S, T, D) one after the other, then an index."""
     counts, device = crop_counts(corpus, training), next(encoder.parameters()).device
-    visits = [(i, crop if training else None) for i, count in enumerate(counts) for crop in range(count)]
-    chunks = in_chunks(corpus, visits, CHUNK_SECONDS)
+    draws = [(i, crop if training else None) for i, count in enumerate(counts) for crop in range(count)]
+    chunks = in_chunks(corpus, draws, CHUNK_SECONDS)
     loader = load_ahead(chunks, workers, functools.partial(collate, corpus))
     progress = tqdm(loader, title, unit="batch", leave=False, disable=quiet, delay=1)
     first = np.cumsum([0, *counts]).tolist()
@@ -164,6 +135,6 @@ def _write_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool,
                 file.write(own.cpu().contiguous().numpy().tobytes())
 
     save(path, write)
-    index = {"pooled": pooled, "states": encoder.state_count, "dim": encoder.dim, "frames": frames, "starts": starts,
+    index = {"pooled": pooled, "states": encoder.num_states, "dim": encoder.dim, "frames": frames, "starts": starts,
              "first": first, "size": path.stat().st_size // 4}
     save(path.with_suffix(".json"), lambda file: file.write(json.dumps(index).encode()))

@@ -1,6 +1,6 @@
 """The embedded default data: a speech synthesiser, and a nine-task toy corpus in the folders of the real ones.
 
-    python toy.py [--out data/toy] [--seed 0]
+    python -m toy.synthesis [--out data/toy] [--seed 0]
 
 It stands in for the data of SUPERB (paper, sec. 3.1). The voice is a source and a filter (Klatt, 1980), frame by frame
 in the frequency domain: the pulses of the vocal folds and noise, times the response of five formants, the resonances

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from batches import Batch, Steps, Stream
 from data import SAMPLE_RATE
 from evaluate import build, print_table, read
-from features import cache_gigabytes, means_suffice
-from model import FrozenBatch, MultiTask, keep_memory
+from engine.frozen import cache_gigabytes, means_suffice
+from engine.kernels import keep_memory
+from model import FrozenBatch, MultiTask
 from scenarios import Run, Setting, configure
 
 FEW = 4  # utterances that the frozen encoder hears of each task

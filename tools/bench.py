@@ -1,7 +1,7 @@
 """How fast is it here? Reading audio, the encoder, a head on the frozen encoder, the step of multi-task learning.
 
-    python bench.py --encoder hubert_base                   # random weights and noise, no data needed; some minutes
-    python bench.py --encoder hubert_base --device cuda --json
+    python -m tools.bench --encoder hubert_base                   # random weights and noise, no data needed; some minutes
+    python -m tools.bench --encoder hubert_base --device cuda --json
 
 Speed is seconds of audio per second (x real time), and arithmetic as a share of what a large matrix product reaches
 in the same precision (% of peak); padding is no work. GB is the most memory so far, of the process or on the GPU.
@@ -18,9 +18,10 @@ import torch
 
 from batches import Batch, Steps, Stream, collate, in_chunks
 from data import SAMPLE_RATE, Corpus, Utterance, load_audio
-from dryrun import memory_gigabytes
-from features import CHUNK_SECONDS, cache_states
-from model import BASE, TINY, MultiTask, frame_count, keep_memory, random_encoder
+from tools.dryrun import memory_gigabytes
+from engine.frozen import CHUNK_SECONDS, cache_states
+from engine.kernels import keep_memory
+from model import BASE, TINY, MultiTask, frame_count, random_encoder
 from tasks import TASKS
 
 MIX = {  # a step of MTL: task: seconds of an utterance, SUPERB's classes, a target of that length
@@ -86,7 +87,7 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     yield row("reading .flac, one core", fastest(lambda: [load_audio(u, corpus) for u in utterances]), lengths)
     chunks = in_chunks(corpus, [(i, None) for i in range(len(lengths))], CHUNK_SECONDS)
     batches = [collate(corpus, chunk) for chunk in chunks]
-    work = sum(encoder_operations(encoder.sizes, n) for n in lengths)
+    work = sum(encoder_operations(encoder.config, n) for n in lengths)
     for precision in peaks:
         with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
             encoding[precision] = fastest(lambda: [encoder(b.waves.to(args.device), b.lengths)[1] for b in batches])
@@ -119,7 +120,7 @@ def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
     model = MultiTask(encoder.requires_grad_(True), heads).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5, fused=True)
     lengths = torch.cat([batch.lengths for batch in together.values()]).tolist()
-    work = 3 * sum(encoder_operations(encoder.sizes, n) for n in lengths)  # a backward pass is twice a forward pass
+    work = 3 * sum(encoder_operations(encoder.config, n) for n in lengths)  # a backward pass is twice a forward pass
     apart = [{task: batch} for task, batch in together.items()]
     for what, shares, precision in (("", [together], "bf16"), ("", [together], "fp32"), (" by task", apart, "fp32")):
         seconds = fastest(lambda: update(model, optimizer, shares, precision))

@@ -1,6 +1,6 @@
 """The nine tasks in one picture: an utterance of each, its label and a head's answer (paper, Section 3.1).
 
-    python tour.py [--data data/toy] [--runs runs] [--out figures]      -> figures/tasks.png
+    python -m tools.tour [--data data/toy] [--runs runs] [--out figures]      -> figures/tasks.png
 
 A panel shows the test utterance (ASV: two) of median length as a spectrogram, its energy by time and frequency, and
 above it the label. Where runs/ssl-<TASK> is finished, its answer stands beneath the label. TOUR.md then follows a

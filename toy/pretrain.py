@@ -1,6 +1,6 @@
 """Pretrain the tiny HuBERT of the default setting, as HuBERT is pretrained (Hsu et al. 2021; paper, Section 3.2).
 
-    python pretrain.py        # synthesises unlabelled speech, trains, writes tiny_hubert.pt and its curve
+    python -m toy.pretrain        # synthesises unlabelled speech, trains, writes tiny_hubert.pt and its curve
 
 Targets: each frame (20 ms) of hours of unlabelled toy speech gets the number of its k-means cluster of MFCCs, 13
 numbers that describe the shape of its spectrum. Masked prediction: spans of the convolutional features are replaced
@@ -19,8 +19,8 @@ import torchaudio
 from torch import Tensor
 from tqdm import tqdm
 
-import toy
-from data import FRAME, HOP, SAMPLE_RATE
+from toy import synthesis
+from data import RECEPTIVE_FIELD, HOP, SAMPLE_RATE
 from model import TINY
 
 CLUSTERS = 64
@@ -28,7 +28,7 @@ CLUSTERS = 64
 def mfcc_frames(wave: Tensor) -> Tensor:
     """13 MFCCs with first and second differences over time, (N,) -> (T, 39), on exactly the encoder's frames."""
     static = torchaudio.transforms.MFCC(SAMPLE_RATE, n_mfcc=13, melkwargs={
-        "n_fft": FRAME, "hop_length": HOP, "center": False, "n_mels": 40})(wave)  # (13, T)
+        "n_fft": RECEPTIVE_FIELD, "hop_length": HOP, "center": False, "n_mels": 40})(wave)  # (13, T)
     delta = torchaudio.functional.compute_deltas(static)
     return torch.cat([static, delta, torchaudio.functional.compute_deltas(delta)]).T
 
@@ -56,7 +56,7 @@ def masked_prediction(net, waves: list[Tensor], labels: list[Tensor], batch: lis
     """Loss and accuracy over the masked frames of random crops, all as long as the shortest utterance of the batch."""
     frames = min(len(labels[i]) for i in batch)
     starts = [int(torch.randint(len(labels[i]) - frames + 1, (1,), generator=generator)) for i in batch]
-    crops = [waves[i][s * HOP:(s + frames - 1) * HOP + FRAME] for i, s in zip(batch, starts)]
+    crops = [waves[i][s * HOP:(s + frames - 1) * HOP + RECEPTIVE_FIELD] for i, s in zip(batch, starts)]
     targets = [labels[i][s:s + frames] for i, s in zip(batch, starts)]
     logits, _, penalty = net(torch.stack(crops), torch.stack(targets))  # (B, N), (B, T) -> (masked frames, 1 + K)
     first = torch.zeros(len(logits), dtype=torch.long)  # torchaudio puts the logit of the right cluster into column 0
@@ -69,12 +69,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="crops per update")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak, after a warm-up over 8 %%; then linear to 0")
     parser.add_argument("--seed", type=int, default=1, help="of the speech, the clusters, the masks and the weights")
-    parser.add_argument("--out", default="tiny_hubert.pt", help="weights; the curve goes beside them (.jsonl)")
+    parser.add_argument("--out", default="toy/tiny_hubert.pt", help="weights; the curve goes beside them (.jsonl)")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the matrices are small: a second thread waits more than it works
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    waves = [torch.from_numpy(wave) for wave in toy.unlabelled(args.hours * 3600, args.seed)]
+    waves = [torch.from_numpy(wave) for wave in synthesis.unlabelled(args.hours * 3600, args.seed)]
     labels = cluster_labels(waves, generator)
     last = len(waves) - max(args.batch, len(waves) // 20)  # 5 % are never trained on: the honest curve
     training = similar_lengths(labels, range(last), args.batch)
