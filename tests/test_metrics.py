@@ -132,7 +132,8 @@ def test_accuracy_asks_for_every_slot_and_for_as_many_predictions_as_references(
 
 # Slot filling
 
-SLOTS = {  # id: (hypothesis, reference, slot type F1, slot value CER or None if no slot is in the reference)
+# id: (hypothesis, reference, slot type F1, slot value CER or None if the reference has no slot)
+SLOTS = {
     "S1": ("PLAY B-artist FOO FIGHTERS E-artist", "PLAY B-artist FOO FIGHTERS E-artist", 1.0, 0.0),
     "S2": (
         "PLAY B-artist FOO FIGHTERS E-artist ON SPOTIFY",
@@ -187,6 +188,12 @@ SLOTS = {  # id: (hypothesis, reference, slot type F1, slot value CER or None if
     ),
     "S18": ("B-artist BJRK E-artist", "B-artist BJ<unk>RK E-artist", 1.0, 5 / 9),
     "S19": ("E-artist FOO B-artist", "B-artist FOO E-artist", 0.0, 1.0),
+    "S20 empty nested slot": (
+        "B-artist A B-album  E-album B E-artist",
+        "B-artist A B E-artist",
+        1.0,
+        0.0,
+    ),
 }
 
 
@@ -207,6 +214,123 @@ def test_slot_metrics_agree_with_s3prl_on_a_corpus():
     hypotheses, references, *_ = zip(*(SLOTS[name] for name in ("S1", "S2", "S7", "S5", "S4")))
     assert slot_type_f1(references, hypotheses) == pytest.approx(0.7333333333333333)
     assert slot_value_cer(references, hypotheses) == pytest.approx(15 / 43)
+
+
+# s3prl's slot metrics, written once more from its definition: scanners instead of regular
+# expressions, and its loops as they are.
+
+
+def _run(text, start):
+    """Where the run of non-space characters that begins at `start` ends."""
+    while start < len(text) and text[start] != " ":
+        start += 1
+    return start
+
+
+def _s3prl_slots(text):
+    """All (type, value) from left to right: the shortest non-empty value; no overlap."""
+    while "  " in text:
+        text = text.replace("  ", " ")
+    slots, i = [], 0
+    while i < len(text):
+        end = _run(text, i + 2)
+        if text.startswith("B-", i) and i + 2 < end < len(text):
+            kind = text[i + 2 : end]
+            close = text.find(f" E-{kind}", end + 2)  # the value has one character or more
+            if close >= 0:
+                slots.append((kind, text[end + 1 : close]))
+                i = close + len(f" E-{kind}")
+                continue
+        i += 1
+    return slots
+
+
+def _s3prl_clean(value):
+    """The value without opening tags ("B-x "), then without closing tags (" E-x")."""
+    kept, i = "", 0
+    while i < len(value):
+        end = _run(value, i + 2)
+        if value.startswith("B-", i) and i + 2 < end < len(value):
+            i = end + 1
+        else:
+            kept, i = kept + value[i], i + 1
+    cleaned, i = "", 0
+    while i < len(kept):
+        end = _run(kept, i + 3)
+        if kept.startswith(" E-", i) and i + 3 < end:
+            i = end
+        else:
+            cleaned, i = cleaned + kept[i], i + 1
+    return cleaned
+
+
+def _s3prl_f1_and_cer_counts(reference, hypothesis):
+    """Slot type F1, and the errors and characters that the slot values add to the corpus."""
+    true, found = {}, {}
+    for kind, value in _s3prl_slots(reference):
+        true.setdefault(kind, []).append(value)
+    for kind, value in _s3prl_slots(hypothesis):
+        found.setdefault(kind, []).append(_s3prl_clean(value))
+    shared = len(set(true) & set(found))
+    if not true and not found:
+        f1 = 1.0
+    elif shared == 0:
+        f1 = 0.0
+    else:
+        precision, recall = shared / len(found), shared / len(true)
+        f1 = 2 * precision * recall / (precision + recall)
+    errors = characters = 0
+    for kind, values in true.items():
+        for value in values:
+            lowest, best = 100, ""
+            for other in found.get(kind, []):
+                if _levenshtein(value, other) / len(value) < lowest:
+                    lowest, best = _levenshtein(value, other) / len(value), other
+            errors += _levenshtein(value, best)
+            characters += len(value)
+    return f1, errors, characters
+
+
+def _random_tagged_pair(rng):
+    """A reference and a hypothesis: words, tags that nest, cross, stay open, or lie in words."""
+
+    def some(pieces, count):
+        return [str(piece) for piece in rng.choice(pieces, size=count)]
+
+    kinds = ["artist", "album", "playlist", "playlist_owner"]
+    tags = [f"{side}-{kind}" for side in "BE" for kind in kinds]
+    reference = some(["A", "BE", "SEE"], 2)
+    for kind in some(kinds, rng.integers(3)):
+        inside = some(["A", "BE", "SEE", *tags[:2], *tags[4:6]], rng.integers(1, 4))
+        reference += [f"B-{kind}", *inside, f"E-{kind}", *some(["A", "BE"], 1)]
+    hypothesis = [piece for piece in reference if rng.random() > 0.1]
+    for piece in some(["A", "BE", "", "E-", *tags], rng.integers(6)):
+        hypothesis.insert(int(rng.integers(len(hypothesis) + 1)), piece)
+    gaps = [str(gap) for gap in rng.choice([" ", "  ", ""], p=[0.85, 0.1, 0.05], size=99)]
+    return " ".join(reference), "".join(x + gap for x, gap in zip(hypothesis, gaps)).strip()
+
+
+def test_slot_metrics_agree_with_s3prls_definition_on_1000_random_tagged_strings():
+    rng = np.random.default_rng(14)
+    pairs = [_random_tagged_pair(rng) for _ in range(1000)]
+    expected = [_s3prl_f1_and_cer_counts(*pair) for pair in pairs]
+    nested = [value != _s3prl_clean(value) for _, text in pairs for _, value in _s3prl_slots(text)]
+    assert sum(nested) > 200 and sum(characters > 0 for _, _, characters in expected) > 500
+    for pair, (f1, errors, characters) in zip(pairs, expected):
+        assert slot_f1_counts(*pair) == (pytest.approx(f1), 1), pair
+        assert slot_cer_counts(*pair) == (errors, characters), pair
+    references, hypotheses = zip(*pairs)
+    f1s, errors, characters = zip(*expected)
+    assert slot_type_f1(references, hypotheses) == pytest.approx(np.mean(f1s))
+    assert slot_value_cer(references, hypotheses) == pytest.approx(sum(errors) / sum(characters))
+
+
+def test_a_value_a_hundred_times_too_long_counts_as_absent_as_in_s3prl():
+    reference = "B-city A E-city"
+    for length, errors in ((99, 99), (100, 1)):
+        hypothesis = f"B-city {'X' * length} E-city"
+        assert slot_cer_counts(reference, hypothesis) == (errors, 1)
+        assert _s3prl_f1_and_cer_counts(reference, hypothesis) == (1.0, errors, 1)
 
 
 # Equal error rate
@@ -258,7 +382,7 @@ def test_equal_error_rate_agrees_with_scikit_learn_on_hundreds_of_trials_with_an
 
 
 def _dense_equal_error_rate(labels, scores):
-    """Walk along the ROC in small steps, thresholds outermost first, to where misses = false alarms."""
+    """Walk along the ROC in small steps, strictest threshold first, until both errors are equal."""
     labels, scores = np.asarray(labels), np.asarray(scores)
     thresholds = [math.inf, *sorted(set(scores.tolist()), reverse=True)]
     alarms = [np.mean(scores[labels == 0] >= threshold) for threshold in thresholds]
@@ -294,13 +418,25 @@ def test_equal_error_rate_ignores_the_order_of_trials_and_any_rising_map_of_scor
         ([1, 1], [0.1, 0.2]),
         ([0, 0], [0.1, 0.2]),
         ([], []),
-        ([1, 0], [0.1, math.nan]),
         ([1, 2], [0.1, 0.2]),
     ],
 )
-def test_one_label_only_or_a_score_that_is_no_number_is_an_error(labels, scores):
+def test_trials_of_one_label_only_are_an_error(labels, scores):
     with pytest.raises(ValueError, match="EER needs labels 0 and 1"):
         equal_error_rate(labels, scores)
+
+
+def test_scores_that_are_no_numbers_are_counted_in_the_error():
+    with pytest.raises(ValueError, match="1 of 2 scores is not a number"):
+        equal_error_rate([1, 0], [0.1, math.nan])
+    labels = [1, 0] * 150
+    with pytest.raises(ValueError, match="3 of 300 scores are not numbers"):
+        eer(
+            [
+                [(label, 0.5) for label in labels],
+                [(y, [0.5, math.nan][i < 3]) for i, y in enumerate(labels)],
+            ]
+        )
 
 
 def test_weights_mean_the_same_as_repeated_trials_and_a_draw_of_one_label_is_undefined():
@@ -337,7 +473,8 @@ def _turns(text):
     return [(turn[0], *map(float, turn[1:].split("–"))) for turn in text.split()]
 
 
-DIARIZATION = {  # id: (reference, hypothesis, DER in percent, (scored, miss, false alarm, confusion) in seconds)
+# id: (reference, hypothesis, DER in percent, (scored, miss, false alarm, confusion) in seconds)
+DIARIZATION = {
     "D1": ("A0–5 B5–10", "x0–5 y5–10", 0, (10, 0, 0, 0)),
     "D2 names swapped": ("A0–5 B5–10", "B0–5 A5–10", 0, (10, 0, 0, 0)),
     "D3": ("A0–6 B4–10", "x0–5 y5–10", 16.6667, (12, 2, 0, 0)),
@@ -569,7 +706,7 @@ def test_the_bootstrap_of_the_equal_error_rate_agrees_with_resampling_trials_one
 
 
 def _paired_systems(rng, utterances, shift):
-    """Two systems whose values share most of their spread; b is `shift` standard errors of the difference higher."""
+    """Two systems that share most of their spread; b is `shift` standard errors higher than a."""
     shared, noise = rng.normal(size=(1, utterances)), rng.normal(size=(2, utterances))
     a, b = shared * 3 + noise
     b = b + shift * math.sqrt(2 / utterances)
@@ -618,6 +755,36 @@ def test_training_seeds_that_differ_widen_the_interval_and_seeds_that_agree_do_n
     alike = [[(k, 10)] * 50 for k in (1, 3)]  # utterances do not vary, seeds do
     assert bootstrap(alike, ratio) == pytest.approx((0.2, 0.1, 0.3))
     assert paired_bootstrap(alike, [[(4, 10)] * 50], ratio) == pytest.approx((0.2, 0.1, 0.3))
+
+
+def test_two_systems_with_as_many_seeds_draw_the_same_seeds_and_others_draw_them_apart():
+    a, b, c = ([[(k, 10)] * 50 for k in seeds] for seeds in ((1, 3), (2, 4), (2, 4, 3)))
+    assert paired_bootstrap(a, b, ratio) == pytest.approx((0.1, 0.1, 0.1))  # seed by seed
+    assert paired_bootstrap(a, b[::-1], ratio) == pytest.approx((0.1, -0.1, 0.3))
+    difference, low, high = paired_bootstrap(a, c, ratio)
+    assert difference == pytest.approx(0.1) and low < 0 and high > 0.2
+
+
+def test_the_bootstrap_of_several_seeds_agrees_with_drawing_utterances_then_seeds_one_by_one():
+    rng = np.random.default_rng(8)
+    skill = np.array([0.0, 0.4, 0.6])[:, None]  # of three seeds
+    errors = (rng.normal(size=80) + rng.normal(size=(3, 80)) + skill + 3).clip(0)
+    runs = np.stack([errors, np.full((3, 80), 5)], -1)
+    means = []
+    for _ in range(2000):
+        utterances, seeds = rng.integers(80, size=80), rng.integers(3, size=3)
+        means.append(np.mean([ratio(runs[seed][utterances]) for seed in seeds]))
+    value, low, high = bootstrap(runs, ratio, samples=2000)
+    assert value == pytest.approx(errors.mean() / 5)
+    assert [low, high] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.01)
+
+
+def test_seeds_with_different_numbers_of_utterances_and_no_utterance_are_errors():
+    with pytest.raises(ValueError, match=r"different numbers of utterances: \[29, 30\]"):
+        bootstrap([[(1, 5)] * 30, [(1, 5)] * 29], ratio)
+    for reduce in (ratio, eer):
+        with pytest.raises(ValueError, match="nothing to score"):
+            bootstrap([], reduce)
 
 
 def test_two_systems_with_different_numbers_of_seeds_compare_but_not_with_different_utterances():
