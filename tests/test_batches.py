@@ -1,6 +1,7 @@
 """Batches: which utterances a step draws, in which order, and how they are loaded."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -29,6 +30,20 @@ def test_every_epoch_draws_every_utterance_once(count, batch):
     for epoch in range(len(draws) // count):
         epoch_draws = draws[epoch * count : (epoch + 1) * count]
         assert sorted(index for index, _ in epoch_draws) == list(range(count))
+
+
+def test_the_worked_example_of_epoch_order_is_right():
+    stream = Stream(corpus_of(5, [1, 2, 3, 4, 5]), 2, seed=13)
+    rows = re.findall(r"(permuted|sorted|shuffled) +((?:\d\s){5})", Stream.epoch_order.__doc__)
+    assert [name for name, _ in rows] == 2 * ["permuted", "sorted", "shuffled"]
+    rows = [[int(k) for k in indices.split()] for _, indices in rows]
+    for epoch, (permuted, in_order, shuffled) in enumerate((rows[:3], rows[3:])):
+        rng = np.random.default_rng([13, epoch, *b"PR"])
+        assert rng.permutation(5).tolist() == permuted
+        assert [*permuted[:epoch], *sorted(permuted[epoch:])] == in_order
+        assert stream.epoch_order(epoch).tolist() == shuffled
+    batches = [" ".join(str(index) for index, _ in stream.draws(step)) for step in range(5)]
+    assert f"The batches of steps 0 to 4 are {', '.join(batches)}." in Stream.epoch_order.__doc__
 
 
 @pytest.mark.parametrize("balanced", [False, True])
