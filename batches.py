@@ -1,90 +1,188 @@
-"""Batches of utterances: for training as a pure function of (seed, step), for evaluation by length.
+"""Batches of utterances: endless in training, as a function of (seed, step); else sorted by length.
+
+A draw is a pair (utterance index, draw number). The draw number counts the utterances that a
+training stream has drawn before. It is None in evaluation, where nothing is random.
 
 B utterances, N samples (16 kHz).
 """
-import functools
+
 import signal
-from collections import Counter, namedtuple
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from data import SAMPLE_RATE, Corpus, load_audio
 
-Batch = namedtuple("Batch", "waves lengths targets ids")
-Batch.__doc__ = "One task's share of a step: waves (B, N) float32, zero padded; lengths (B,) int64; B targets; B ids."
+WINDOW_BATCHES = 50  # batches in a window, within which utterances are sorted by length
+
+
+class Batch(NamedTuple):
+    """The utterances of one task in one step."""
+
+    waves: Tensor  # (B, N) float32, zero padded
+    lengths: Tensor  # (B,) int64, samples
+    targets: list
+    ids: list[str]
+
 
 class Stream:
-    """Endless training batches of one corpus, which depend on (seed, step) alone: a run can stop and go on.
-    A corpus that ends starts again in a new order, in the middle of a batch if need be; other tasks do not notice.
-    `frozen.batch(draws)`, where given, answers instead of the audio."""
-    def __init__(self, corpus: Corpus, batch: int, seed: int = 0, frozen=None):
-        self.corpus, self.batch, self.seed, self.frozen = corpus, batch, seed, frozen
+    """Endless training batches of one corpus.
+
+    They depend on (seed, step) alone, so an interrupted run can be resumed. When a corpus ends, it
+    starts again in a new order, if need be in the middle of a batch. Other tasks are not affected.
+    With `frozen` (engine.frozen.FrozenFeatures), batches hold cached states instead of audio.
+    """
+
+    def __init__(self, corpus: Corpus, batch_size: int, seed: int = 0, frozen=None):
+        self.corpus, self.batch_size, self.seed, self.frozen = corpus, batch_size, seed, frozen
         self.lengths = np.array(corpus.lengths)
-        counts = Counter(u.target for u in corpus.utterances) if corpus.balanced else {}
-        self.chances = [1 / counts[u.target] / len(counts) for u in corpus.utterances] if counts else None
+        self.chances = None  # of each utterance of a balanced corpus: classes are equally likely
+        if corpus.balanced:
+            counts = Counter(u.target for u in corpus.utterances)
+            self.chances = [1 / counts[u.target] / len(counts) for u in corpus.utterances]
+        self._epoch, self._order = -1, np.array([])  # the epoch that was drawn from last
 
     def draws(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
-        """(utterance, draw number) pairs; process `rank` gets its part of the batch that `world` of them share."""
-        total, numbers = len(self.lengths), range(step * self.batch, (step + 1) * self.batch)[rank::world]
-        return [(int(self._order(number // total)[number % total]), number) for number in numbers]
+        """The draws of a step, or process `rank`'s part where `world` processes share a batch."""
+        draws = []
+        for number in range(step * self.batch_size + rank, (step + 1) * self.batch_size, world):
+            epoch, position = divmod(number, len(self.lengths))
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, self.epoch_order(epoch)
+            draws.append((int(self._order[position]), number))
+        return draws
 
-    @functools.lru_cache(maxsize=64)
-    def _order(self, epoch: int) -> np.ndarray:
-        """An epoch's utterances, each once in random order (a balanced corpus: drawn with replacement); batches are
-        of similar lengths, so that little is padded."""
-        rng, total = np.random.default_rng([self.seed, epoch, *self.corpus.task.encode()]), len(self.lengths)
-        order = rng.choice(total, total, p=self.chances) if self.corpus.balanced else rng.permutation(total)
-        borrowed = -epoch * total % self.batch  # utterances that complete the last batch of the epoch before
-        rest = order[borrowed:]
-        for start in range(0, len(rest), 50 * self.batch):
-            window = rest[start:start + 50 * self.batch]
-            window[:] = window[np.argsort(self.lengths[window], kind="stable")]
-        rng.shuffle(rest[:len(rest) // self.batch * self.batch].reshape(-1, self.batch))
-        return order
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """The utterances of an epoch in random order, in batches of similar lengths.
 
-def collate(corpus: Corpus, draws: list[tuple], seed: int = 0) -> Batch:
-    """Loads (utterance, draw number) pairs; the number draws the crop, None is for evaluation."""
-    chosen = [corpus.utterances[index] for index, _ in draws]
-    waves = [torch.from_numpy(load_audio(u, corpus, None if draw is None else (seed, draw)))
-             for u, (_, draw) in zip(chosen, draws)]
-    return Batch(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor([len(wave) for wave in waves]),
-                 [u.target for u in chosen], [u.id for u in chosen])
+        Similar lengths need little padding. Each utterance occurs once. Only in a balanced corpus
+        they are drawn with replacement.
+
+        Example: five utterances of task PR, seed 13, batch size 2. Utterance k lasts k + 1 seconds.
+            epoch 0   permuted   1 3 4 2 0
+                      sorted     0 1 2 3 4   by length
+                      shuffled   2 3 0 1 4   whole batches; 4 is left over and begins a batch
+            epoch 1   permuted   3 0 1 4 2   3 completes the batch that 4 began
+                      sorted     3 0 1 2 4   without 3
+                      shuffled   3 2 4 0 1
+        The batches of steps 0 to 4 are 2 3, 0 1, 4 3, 2 4, 0 1.
+        """
+        rng = np.random.default_rng([self.seed, epoch, *self.corpus.task.encode()])
+        total, size = len(self.lengths), self.batch_size
+        if self.corpus.balanced:
+            order = rng.choice(total, total, p=self.chances)
+        else:
+            order = rng.permutation(total)
+
+        # The first utterances complete the last batch of the epoch before, so they stay first.
+        borrowed = min(-epoch * total % size, total)
+        # Sorting within windows, not the whole epoch, leaves the composition of batches random.
+        parts = [order[:borrowed]]
+        for start in range(borrowed, total, WINDOW_BATCHES * size):
+            window = order[start : start + WINDOW_BATCHES * size]
+            by_length = np.argsort(self.lengths[window], kind="stable")
+            parts.append(window[by_length])
+        order = np.concatenate(parts)
+
+        end = borrowed + (total - borrowed) // size * size  # the end of the last whole batch
+        batches = order[borrowed:end].reshape(-1, size)
+        return np.concatenate([order[:borrowed], rng.permutation(batches).flatten(), order[end:]])
+
+
+def collate(corpus: Corpus, draws: list[tuple[int, int | None]], seed: int = 0) -> Batch:
+    """Loads the audio of some draws.
+
+    A recording longer than corpus.crop is cut to that length. (seed, draw number) chooses where;
+    without a draw number its beginning is used.
+    """
+    utterances = [corpus.utterances[index] for index, _ in draws]
+    waves = []
+    for utterance, (_, number) in zip(utterances, draws):
+        crop_seed = None if number is None else (seed, number)
+        waves.append(torch.from_numpy(load_audio(utterance, corpus, crop_seed)))
+    return Batch(
+        waves=pad_sequence(waves, batch_first=True),
+        lengths=torch.tensor([len(wave) for wave in waves]),
+        targets=[u.target for u in utterances],
+        ids=[u.id for u in utterances],
+    )
+
 
 @dataclass
 class Steps:
-    """What a DataLoader reads in training: steps[k] is {task: Batch}."""
+    """The training data as a DataLoader indexes them: steps[k] is {task: Batch or FrozenBatch}."""
+
     streams: dict[str, Stream]
     rank: int = 0
     world: int = 1
 
     def __getitem__(self, step: int) -> dict[str, Batch]:
-        draws = {task: stream.draws(step, self.rank, self.world) for task, stream in self.streams.items()}
-        return {task: s.frozen.batch(draws[task]) if s.frozen else collate(s.corpus, draws[task], s.seed)
-                for task, s in self.streams.items()}
+        """The batch of every task, as process `rank` of `world` reads it."""
+        batches = {}
+        for task, stream in self.streams.items():
+            draws = stream.draws(step, self.rank, self.world)
+            if stream.frozen:
+                batches[task] = stream.frozen.batch(draws)
+            else:
+                batches[task] = collate(stream.corpus, draws, stream.seed)
+        return batches
 
-def in_chunks(corpus: Corpus, draws: list[tuple], seconds: float) -> list[list[tuple]]:
-    """Visits in batches of similar length, short ones first, of at most so many seconds with padding (or of one)."""
-    chunks, lengths = [[]], corpus.lengths
+
+def in_chunks(
+    corpus: Corpus, draws: list[tuple[int, int | None]], seconds: float
+) -> list[list[tuple[int, int | None]]]:
+    """Splits draws into batches of similar length, short ones first.
+
+    A batch holds at most `seconds` of audio with its padding, or a single longer utterance.
+    """
+    lengths = corpus.lengths
+    chunks = [[]]
     for draw in sorted(draws, key=lambda draw: lengths[draw[0]]):
-        if chunks[-1] and (len(chunks[-1]) + 1) * lengths[draw[0]] > seconds * SAMPLE_RATE:
+        padded = (len(chunks[-1]) + 1) * lengths[draw[0]]  # samples, as this one is the longest
+        if chunks[-1] and padded > seconds * SAMPLE_RATE:
             chunks.append([])
         chunks[-1].append(draw)
     return chunks
 
-def load_ahead(items, workers: int, load: Callable | None = None, **more) -> DataLoader:
-    """`load(item)` (else the item) of each item in order, made ahead of time by so many worker processes."""
-    return DataLoader(items, batch_size=None, num_workers=workers, collate_fn=load or _as_is, worker_init_fn=ignore_signals,
-                      **more)
 
-def _as_is(batch):
-    """The default of DataLoader looks through every target for arrays, at each step."""
+def load_ahead(
+    items,
+    workers: int,
+    load: Callable | None = None,
+    sampler: Iterable | None = None,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Yields `load(item)`, or the item itself, in order, prefetched by `workers` processes.
+
+    With `sampler` the items are items[k] for each k of the sampler.
+    """
+    return DataLoader(
+        items,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=load or _unchanged,
+        sampler=sampler,
+        pin_memory=pin_memory,
+        worker_init_fn=ignore_signals,
+    )
+
+
+def _unchanged(batch):
+    """Returns the batch. DataLoader's default would search every target for arrays."""
     return batch
 
+
 def ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach all processes: only the main one, which saves and then ends the others, may obey."""
+    """Makes a worker process ignore Ctrl-C and SIGTERM, which reach all processes.
+
+    Only the main process reacts to them: it saves, and then it ends its workers.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

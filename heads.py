@@ -1,11 +1,15 @@
-"""Prediction heads: what turns HuBERT's features into an answer, and the loss that trains it (paper, Section 3.3).
+"""The prediction heads of the nine tasks, each with its loss (paper, Section 3.3).
 
-One answer per utterance: ClassifierHead, or XVectorHead for a voice print. A sequence of tokens: CTCHead, BLSTMCTCHead.
-An answer every 10 ms: DiarizationHead. They are SUPERB's heads, small on purpose: the features have to do the work.
+A head turns HuBERT's features into a prediction. ClassifierHead predicts classes of an utterance,
+XVectorHead computes a speaker embedding, CTCHead and BLSTMCTCHead predict a sequence of tokens, and
+DiarizationHead predicts every 10 ms who speaks. They are SUPERB's heads. They are small on purpose:
+the features have to do the work.
 
-B utterances, T frames (50 Hz, zero padded), D = 768 dimensions, H hidden units, C classes, S tokens, N = 2S + 1 states,
-K speakers. `frames` and `lengths` (B,) say where padding begins; nothing of it reaches a loss or a prediction.
+B utterances, T frames (50 Hz, zero padded), D = 768 feature dimensions, H hidden units, C classes,
+S target tokens, N = 2 S + 1 states of CTC, K speakers. `frames` (B,) holds the number of valid
+frames of each utterance; all behind them is padding. Padding changes no loss and no prediction.
 """
+
 from itertools import groupby, permutations
 
 import torch
@@ -13,118 +17,228 @@ import torch.nn.functional as F
 from torch import Tensor, inf, nn
 from torch.nn.utils.rnn import pad_sequence
 
+BLANK = 0  # the token id that CTC drops
+
+
 class Head(nn.Module):
-    """Any head: `loss(features (B, T, D), frames (B,), targets: list)` is a scalar; `predict(features, frames)` is a
-    list of B, in plain Python (call `eval()` before: some heads have dropout). All is float32: see `MultiTask`.
-    `frames` best lie on the CPU, wherever the features are: nobody then waits for a GPU to know them."""
-    pools = False          # True: a mean over time may come first (see features.FrozenFeatures)
-    frame_aligned = False  # True: the targets are tied to time, so the features must not be time-warped
+    """The base class of all heads. A subclass defines `loss` and `predict`.
+
+    `loss(features (B, T, D), frames (B,), targets: list of B)` returns a scalar.
+    `predict(features, frames)` returns a list of B predictions in plain Python. Call `eval()`
+    first, because some heads have dropout. All numbers are float32 (see `model.MultiTask`).
+    Keep `frames` on the CPU: reading a value from the GPU forces a synchronisation.
+    """
+
+    needs_only_mean = False  # True: the head uses only the mean of the features over time
+    frame_aligned = False  # True: the targets are tied to time, so features must not be time-warped
 
     def loss_weight(self, targets: list) -> int:
-        """How many terms the mean in `loss` is over, so that several processes can average exactly."""
+        """The number of terms in the mean that `loss` takes.
+
+        Several processes weight their losses with it, so that their average is exact.
+        """
         return len(targets)
 
-def to_device_of(place: Tensor, x: Tensor) -> Tensor:
-    """x on the device of another tensor, without waiting until a GPU has come so far."""
-    return x.to(place.device, non_blocking=True)
 
-def _fill_padding(x: Tensor, lengths: Tensor, value: float = 0) -> Tensor:
-    """x (B, T, ...) with `value` wherever there is padding."""
-    padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
-    return x.masked_fill(padding.view(*padding.shape, *[1] * (x.dim() - 2)), value)
+def to_device_of(reference: Tensor, x: Tensor) -> Tensor:
+    """Copies x to the device of `reference`, without waiting for the GPU."""
+    return x.to(reference.device, non_blocking=True)
+
 
 def gather_frames(x: Tensor, lengths: Tensor, index: Tensor) -> Tensor:
-    """Entries `index` (M,) or (B, M) of the rows of x (B, T, ...), at most a row's own last entry: (B, M, ...)."""
-    return x[torch.arange(len(x), device=x.device)[:, None], torch.minimum(index, lengths[:, None] - 1).clamp(min=0)]
+    """Picks the entries `index` (M,) or (B, M) from each row of x (B, T, ...): (B, M, ...).
+
+    An index outside a row's valid entries picks the nearest valid one: entry 0 or lengths - 1.
+    """
+    index = torch.minimum(index, lengths[:, None] - 1).clamp(min=0)  # (B, M)
+    rows = torch.arange(len(x), device=x.device)[:, None]  # (B, 1)
+    return x[rows, index]
+
+
+def _fill_padding(x: Tensor, lengths: Tensor, value: float = 0) -> Tensor:
+    """Replaces the padding of x (B, T, ...) by `value`."""
+    padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]  # (B, T)
+    while padding.dim() < x.dim():
+        padding = padding.unsqueeze(-1)
+    return x.masked_fill(padding, value)
+
+
+def _reverse(x: Tensor, lengths: Tensor, fill: float = 0) -> Tensor:
+    """Reverses the valid entries of each row of x (B, T, ...); the padding becomes `fill`."""
+    index = lengths[:, None] - 1 - torch.arange(x.shape[1], device=x.device)  # (B, T)
+    return _fill_padding(gather_frames(x, lengths, index), lengths, fill)
+
 
 class ClassifierHead(Head):
-    """SUPERB's Linear, mean over time, Linear; `classes` = (6, 14, 4) asks three questions at once. As there is no
-    activation, the mean comes first here, mean_t(W x_t + b) = W mean_t(x_t) + b: the same head, and T times cheaper."""
-    pools = True
+    """Linear, mean over time, Linear: one class per utterance (KS, IC, ER, SID).
+
+    `classes` = (6, 14, 4) predicts three classes per utterance (the slots of IC).
+    We take the mean first. The head is the same, because there is no activation between the layers:
+        mean_t(W x_t + b) = W mean_t(x_t) + b
+    The first layer then costs T times less.
+    """
+
+    needs_only_mean = True
 
     def __init__(self, dim: int, classes: int | tuple, hidden: int = 256):
         super().__init__()
         self.slots = [classes] if isinstance(classes, int) else list(classes)
-        self.project, self.output = nn.Linear(dim, hidden), nn.Linear(hidden, sum(self.slots))
+        self.project = nn.Linear(dim, hidden)
+        self.output = nn.Linear(hidden, sum(self.slots))
 
     def logits(self, features: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
-        """One (B, C) per slot."""
+        """(B, T, D) -> one (B, C) per slot."""
         frames = to_device_of(features, frames)
-        mean = _fill_padding(features, frames).sum(1) / frames[:, None]    # (B, D)
+        mean = _fill_padding(features, frames).sum(1) / frames[:, None]  # (B, D)
         return self.output(self.project(mean)).split(self.slots, dim=1)
 
     def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
-        """Cross-entropy, -log p(class), summed over the slots; targets are ints, or a tuple of ints each."""
-        classes = to_device_of(features, torch.tensor(targets)).view(len(targets), -1)    # (B, slots)
-        return sum(F.cross_entropy(*slot) for slot in zip(self.logits(features, frames), classes.T))
+        """Cross-entropy, -log p(class), summed over the slots.
+
+        Targets are class numbers, or with several slots one tuple of class numbers per utterance.
+        """
+        classes = to_device_of(features, torch.tensor(targets)).view(len(targets), -1)  # (B, slots)
+        losses = []
+        for slot, logits in enumerate(self.logits(features, frames)):
+            losses.append(F.cross_entropy(logits, classes[:, slot]))
+        return sum(losses)
 
     def predict(self, features: Tensor, frames: Tensor) -> list:
-        """The likeliest classes: ints, or with several slots a list of ints each."""
-        return torch.stack([slot.argmax(1) for slot in self.logits(features, frames)], 1).squeeze(1).tolist()
+        """The most probable classes: one int per utterance, or one list of ints (several slots)."""
+        best = [logits.argmax(1) for logits in self.logits(features, frames)]
+        return torch.stack(best, 1).squeeze(1).tolist()
+
 
 def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor:
-    """Connectionist temporal classification (Graves et al. 2006): the mean over utterances of -log p(target) / S.
+    """Connectionist temporal classification (Graves et al. 2006): the mean of -log p(target) / S.
 
-    logits (B, T, C), target ids 1 to C - 1. Audio has many frames, its transcript few tokens, and nobody says which
-    belong together. So the network names one token per frame, and all alignments that read as the target count:
-        p(target) = sum over alignments a of prod_t p_t(a_t)      H H _ E L _ L L O _  reads as  H E L L O
-    To read one, merge repeats, then drop blanks (_, id 0). The blank lets a frame say nothing, and keeps a double
-    letter (L _ L) apart from a long one (L L). A target too long for T frames has loss 0 (torch's zero_infinity);
-    data.py lets none into training."""
-    def backwards(x: Tensor, sizes: Tensor, fill: float = 0) -> Tensor:
-        order = sizes[:, None] - 1 - torch.arange(x.shape[1], device=x.device)
-        return _fill_padding(gather_frames(x, sizes, order), sizes, fill)
+    Audio has many frames, its transcript has few tokens, and the alignment between them is unknown.
+    So the network predicts one token per frame, and all alignments that read as the target count:
+        p(target) = sum over alignments a of prod_t p_t(a_t)
+        H H _ E L _ L L O _  reads as  H E L L O
+    To read an alignment, merge repeats, then drop blanks (_, id 0). A blank means "no token here".
+    It also separates a double letter (L _ L) from a long one (L L).
 
+    logits (B, T, C), frames (B,), targets: B lists of token ids from 1 to C - 1 -> scalar.
+    A target that is too long for its frames has loss 0 (PyTorch's zero_infinity). data.py removes
+    such utterances from training.
+    """
     lengths = torch.tensor([len(ids) for ids in targets])
-    labels = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in targets], batch_first=True)
-    labels = to_device_of(logits, labels)
+    labels = [torch.tensor(ids, dtype=torch.long) for ids in targets]
+    labels = to_device_of(logits, pad_sequence(labels, batch_first=True))  # (B, S)
     log_probs = logits.log_softmax(-1)
-    if logits.is_cuda:    # a loop over frames is thousands of small kernels there: PyTorch has one, of equal value
-        return F.ctc_loss(log_probs.transpose(0, 1), labels, frames, lengths, zero_infinity=True)
-    states, sizes = F.pad(F.pad(labels[:, :, None], (1, 0)).flatten(1), (0, 1)), 2 * lengths + 1    # _ a _ b _ (B, N)
-    scores = log_probs.detach()    # the derivative is known, and autograd through T small steps would be slow
-    # The backward variables beta are the forward variables of all read backwards: one loop over 2B rows makes both.
-    both_states = torch.cat([states, backwards(states, sizes)])
-    index = both_states[:, None].expand(-1, scores.shape[1], -1)
-    emissions = torch.cat([scores, backwards(scores, frames)]).gather(2, index)                     # (2B, T, N)
-    alpha, beta = _forward_variables(emissions, both_states).chunk(2)
-    beta = backwards(backwards(beta, frames, -inf).transpose(1, 2), sizes, -inf).transpose(1, 2)
-    through = alpha + beta - emissions[:len(alpha)]    # log probability of the alignments in state n at frame t
-    log_p = through[:, 0].logsumexp(-1)                # the same at any frame, as no alignment avoids one
-    # p_t(n) is a factor of each of these, so their share of p(target), the posterior, is d log p / d log p_t(n). With
-    # respect to the logits, -log p has the gradient p_t(k) - posterior_t(k): what is said, less what should have been.
-    share = through.softmax(-1).nan_to_num(0)          # NaN where there is no alignment, or no frame
-    posterior = torch.zeros_like(scores).scatter_add_(2, index[:len(alpha)], share)                 # (B, T, C)
-    # log_p carries no graph. This term is 0, as log_probs equals scores, and its derivative by log_probs is d log p.
-    slope = (posterior * (log_probs - scores)).sum((1, 2))
-    return (-(log_p.masked_fill(log_p == -inf, 0) + slope) / lengths.clamp(min=1)).mean()
+    if logits.is_cuda:
+        # There our loop over frames would launch thousands of small kernels. PyTorch has the whole
+        # loop in one kernel, and its loss is the same.
+        log_probs = log_probs.transpose(0, 1)  # (T, B, C)
+        return F.ctc_loss(log_probs, labels, frames, lengths, zero_infinity=True)
+    return CTC.apply(log_probs, frames, labels, lengths).mean()
+
+
+class CTC(torch.autograd.Function):
+    """-log p(target) / S of each utterance and its gradient (Graves et al. 2006, Section 4).
+
+    The target a b becomes the N = 2 S + 1 states _ a _ b _. State n has the token k(n).
+        alpha_t(n)  probability of all ways through frames 0 to t that end in state n
+        beta_t(n)   probability of all ways through frames t to T - 1 that begin in state n
+    alpha are the forward variables, beta the backward variables. Both contain the factor p_t(k(n)).
+    Each alignment is in exactly one state at frame t. So for any frame t
+        p(target) = sum over n of alpha_t(n) beta_t(n) / p_t(k(n))
+    The alignments that have token k at frame t contribute the following share of p(target):
+        posterior_t(k) = sum over n with k(n) = k of alpha_t(n) beta_t(n) / p_t(k) / p(target)
+    Exactly these alignments have the factor p_t(k), so
+        d log p(target) / d log p_t(k) = posterior_t(k)
+    The backward pass of log_softmax makes the gradient of the logits from it:
+        d -log p(target) / d logit_t(k) = p_t(k) - posterior_t(k)
+    This is the predicted minus the posterior probability.
+
+    Autograd could differentiate the loop over frames instead, but it would take much longer.
+    """
+
+    @staticmethod
+    def forward(ctx, log_probs: Tensor, frames: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+        """log_probs (B, T, C), frames (B,), labels (B, S), lengths (B,) -> losses (B,)."""
+        B, S = labels.shape
+        states = labels.new_zeros(B, 2 * S + 1)  # all blank, then _ a _ b _
+        states[:, 1::2] = labels
+        through = _alignments_through(log_probs, states, frames, 2 * lengths + 1)  # (B, T, N)
+        log_p = through[:, 0].logsumexp(-1)  # the same at every frame
+        ctx.save_for_backward(log_probs, states, through, lengths)
+        return -log_p.masked_fill(log_p == -inf, 0) / lengths.clamp(min=1)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of log_probs, (B, T, C): -grad_output * posterior / S."""
+        log_probs, states, through, lengths = ctx.saved_tensors
+        share = through.softmax(-1)  # of p(target), (B, T, N)
+        share = share.nan_to_num(0)  # NaN in padding and where no alignment exists
+        tokens = states[:, None].expand_as(share)  # k(n)
+        posterior = torch.zeros_like(log_probs).scatter_add(2, tokens, share)  # (B, T, C)
+        scale = grad_output / lengths.clamp(min=1)
+        return -scale[:, None, None] * posterior, None, None, None
+
+
+def _alignments_through(log_probs: Tensor, states: Tensor, frames: Tensor, sizes: Tensor) -> Tensor:
+    """The log probability of all alignments that are in state n at frame t: (B, T, N).
+
+    This is log (alpha_t(n) beta_t(n) / p_t(k(n))). Utterance b has sizes[b] valid states.
+    The backward variables are the forward variables of the utterance read from its end. So one loop
+    over frames computes both, in a batch of 2 B rows. Two loops would take almost twice as long.
+    """
+    B, T = log_probs.shape[:2]
+    log_probs = torch.cat([log_probs, _reverse(log_probs, frames)])  # (2 B, T, C)
+    states = torch.cat([states, _reverse(states, sizes)])  # (2 B, N)
+    emissions = log_probs.gather(2, states[:, None].expand(-1, T, -1))  # log p_t(k(n)), (2 B, T, N)
+    alpha, beta = _forward_variables(emissions, states).chunk(2)
+    beta = _reverse(beta, frames, fill=-inf)
+    beta = _reverse(beta.transpose(1, 2), sizes, fill=-inf).transpose(1, 2)
+    return alpha + beta - emissions[:B]
+
 
 def _forward_variables(emissions: Tensor, states: Tensor) -> Tensor:
-    """log alpha_t(n), where alpha_t(n) is the probability of all ways to be in state n at frame t: (B, T, N).
+    """log alpha_t(n), the log probability of all ways to be in state n at frame t: (B, T, N).
 
-    An alignment walks the states _ a _ b _ (B, N) from left to right: it stays, steps to the next, or jumps over the
-    blank between two tokens that differ. emissions (B, T, N) are log p_t(n), how well frame t suits n's token:
-        alpha_t(n) = p_t(n) (alpha_t-1(n) + alpha_t-1(n - 1) + [may jump to n] alpha_t-1(n - 2))"""
-    (B, T, N), second_left = emissions.shape, F.pad(states, (2, 0))[:, :-2]
-    jump = torch.zeros_like(emissions[:, 0]).masked_fill((states == 0) | (states == second_left), -inf)
-    alpha = emissions.new_full((T, B, N + 2), -inf)           # with two more states on the left, never entered
-    alpha[0, :, 2:4] = emissions[:, 0, :2]                    # begin with the first blank or the first token
-    for old, new, emission in zip(alpha[:-1], alpha[1:], emissions.transpose(0, 1)[1:]):
-        stay_or_step = torch.logaddexp(old[:, 2:], old[:, 1:-1])
-        new[:, 2:] = torch.logaddexp(stay_or_step, old[:, :-2] + jump) + emission
-    return alpha[:, :, 2:].transpose(0, 1)
+    emissions (B, T, N) hold log p_t(k(n)). An alignment begins with the first blank or the first
+    token and walks through the states _ a _ b _ from left to right. At each frame it stays in its
+    state, steps to the next one, or jumps over the blank between two different tokens:
+        alpha_t(n) = p_t(k(n)) (alpha_t-1(n) + alpha_t-1(n - 1) + [may jump to n] alpha_t-1(n - 2))
+    """
+    second_left = F.pad(states, (2, 0))[:, :-2]  # the token two states to the left
+    no_jump = (states == BLANK) | (states == second_left)
+    log_may_jump = torch.zeros_like(emissions[:, 0]).masked_fill(no_jump, -inf)  # log 1 or log 0
+    alpha = emissions[:, 0].clone()
+    alpha[:, 2:] = -inf
+    alphas = [alpha]
+    for emission in emissions.unbind(1)[1:]:
+        padded = F.pad(alpha, (2, 0), value=-inf)  # two more states on the left, never entered
+        stay_or_step = torch.logaddexp(alpha, padded[:, 1:-1])
+        jump = padded[:, :-2] + log_may_jump
+        alpha = torch.logaddexp(stay_or_step, jump) + emission
+        alphas.append(alpha)
+    return torch.stack(alphas).transpose(0, 1)
+
 
 def greedy_ctc(logits: Tensor, frames: Tensor) -> list[list[int]]:
-    """Reads one likely alignment, the best token of every frame: (B, T, C) -> B lists of ids."""
-    # DIFFERS: for PR and SF the released code drops blanks, then merges repeats: no double letter ever comes out.
-    best = zip(logits.argmax(-1).tolist(), frames.tolist())
-    return [[token for token, _ in groupby(row[:length]) if token != 0] for row, length in best]
+    """Reads the alignment of each frame's most probable token: (B, T, C) -> B lists of ids."""
+    # DIFFERS: for PR and SF the released code drops blanks before it merges repeats. So it cannot
+    # output the same token twice in a row.
+    decoded = []
+    for best, length in zip(logits.argmax(-1).tolist(), frames.tolist()):
+        merged = [token for token, _ in groupby(best[:length])]
+        decoded.append([token for token in merged if token != BLANK])
+    return decoded
+
 
 class CTCHead(Head):
-    """Linear, Linear, CTC. No activation and no context: it is the features that have to know the phones."""
+    """Linear, Linear, CTC: a sequence of tokens (PR).
+
+    There is no activation and no context: the features themselves have to encode the phonemes.
+    """
+
     def __init__(self, dim: int, classes: int, hidden: int = 256):
         super().__init__()
-        self.project, self.output = nn.Linear(dim, hidden), nn.Linear(hidden, classes)
+        self.project = nn.Linear(dim, hidden)
+        self.output = nn.Linear(hidden, classes)
 
     def logits(self, features: Tensor, frames: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, C)."""
@@ -135,113 +249,163 @@ class CTCHead(Head):
         return ctc_loss(self.logits(features, frames), frames, targets)
 
     def predict(self, features: Tensor, frames: Tensor) -> list:
-        """`greedy_ctc`: lists of token ids."""
+        """`greedy_ctc`: one list of token ids per utterance."""
         return greedy_ctc(self.logits(features, frames), frames)
 
-class BLSTMCTCHead(CTCHead):
-    """Linear, two bidirectional LSTM layers with dropout after each, Linear, CTC: letters need context.
 
-    A direction is an LSTM of its own, and the backward one reads each utterance from that utterance's last frame, so
-    padding is read by neither before a frame that counts. DIFFERS: the released code packs sequences, which PyTorch
-    runs five times slower on a CPU."""
+class BLSTMCTCHead(CTCHead):
+    """Linear, two bidirectional LSTM layers, each with dropout, Linear, CTC (ASR, SF).
+
+    Letters need context, which the LSTMs provide. Each direction is an LSTM of its own. The
+    backward one starts at the last frame of each utterance. So neither reads padding before a valid
+    frame.
+    DIFFERS: the released code packs sequences, which PyTorch runs five times slower on a CPU.
+    """
+
     def __init__(self, dim: int, classes: int, hidden: int = 1024):
         super().__init__(dim, classes, hidden)
-        self.ahead = nn.ModuleList(nn.LSTM(width, hidden, batch_first=True) for width in (hidden, 2 * hidden))
-        self.back = nn.ModuleList(nn.LSTM(width, hidden, batch_first=True) for width in (hidden, 2 * hidden))
+        widths = (hidden, 2 * hidden)
+        self.ahead = nn.ModuleList(nn.LSTM(width, hidden, batch_first=True) for width in widths)
+        self.back = nn.ModuleList(nn.LSTM(width, hidden, batch_first=True) for width in widths)
         self.dropout = nn.Dropout(0.2)
-        self.output = nn.Linear(2 * hidden, classes)
+        self.output = nn.Linear(2 * hidden, classes)  # replaces that of CTCHead: two directions
 
     def logits(self, features: Tensor, frames: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, C)."""
-        x, frames = self.project(features), to_device_of(features, frames)                             # (B, T, H)
-        mirrored = frames[:, None] - 1 - torch.arange(x.shape[1], device=x.device)              # (B, T)
+        x, frames = self.project(features), to_device_of(features, frames)  # (B, T, H)
         for ahead, back in zip(self.ahead, self.back):
-            backwards = gather_frames(back(gather_frames(x, frames, mirrored))[0], frames, mirrored)
-            x = self.dropout(torch.cat([ahead(x)[0], backwards], dim=2))                        # (B, T, 2 H)
+            forward, _ = ahead(x)
+            backward, _ = back(_reverse(x, frames))
+            x = torch.cat([forward, _reverse(backward, frames)], dim=2)  # (B, T, 2 H)
+            x = self.dropout(x)
         return self.output(x)
 
-def pit_bce(logits: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-    """Permutation-invariant binary cross-entropy per label frame (Yu et al. 2017, Fujita et al. 2019).
 
-    logits, labels (B, T, K): does speaker k talk in frame t? "Ann, Bob" and "Bob, Ann" are the same answer, and a loss
-    that knew only one of them would punish the other. So each utterance gets its best permutation p:
-        loss = sum over utterances of min_p (sum_t mean_k BCE(output k, speaker p(k))) / sum of lengths"""
-    pairs = torch.broadcast_tensors(logits[:, :, :, None], labels.float()[:, :, None])      # (B, T, K, K)
-    cost = _fill_padding(F.binary_cross_entropy_with_logits(*pairs, reduction="none"), lengths).sum(1)
-    per_order = [cost[:, range(len(p)), p].mean(1) for p in permutations(range(labels.shape[2]))]
-    return torch.stack(per_order).min(0).values.sum() / lengths.sum()
+def pit_bce(logits: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+    """Permutation-invariant binary cross-entropy (Yu et al. 2017, Fujita et al. 2019).
+
+    logits, labels (B, T, K): does speaker k talk in label frame t? lengths (B,) -> scalar.
+    The order of the speakers is arbitrary: "Ann, Bob" and "Bob, Ann" are the same answer. A loss
+    for one order would punish the other. So each utterance b uses its best permutation p:
+        loss = sum_b min_p (sum_t mean_k BCE(output k, speaker p(k))) / sum_b lengths[b]
+    """
+    K = labels.shape[2]
+    outputs = logits[:, :, :, None].expand(-1, -1, -1, K)
+    speakers = labels.float()[:, :, None, :].expand(-1, -1, K, -1)
+    cost = F.binary_cross_entropy_with_logits(outputs, speakers, reduction="none")  # (B, T, K, K)
+    cost = _fill_padding(cost, lengths).sum(1)  # (B, K, K): output k against speaker j
+    costs = []
+    for permutation in permutations(range(K)):
+        costs.append(cost[:, range(K), permutation].mean(1))  # (B,)
+    return torch.stack(costs).min(0).values.sum() / lengths.sum()
+
 
 class DiarizationHead(Head):
-    """LSTM, Linear: for each of K = `classes` speakers and every 10 ms, whether they talk."""
+    """LSTM, Linear: which of K = `classes` speakers talk, every 10 ms (SD)."""
+
     frame_aligned = True
 
     def __init__(self, dim: int, classes: int = 2, hidden: int = 512):
         super().__init__()
-        self.lstm, self.output = nn.LSTM(dim, hidden, batch_first=True), nn.Linear(hidden, classes)
+        self.lstm = nn.LSTM(dim, hidden, batch_first=True)
+        self.output = nn.Linear(hidden, classes)
 
     def logits(self, features: Tensor, frames: Tensor, size: int) -> Tensor:
-        """(B, T, D) every 20 ms -> (B, size, K) every 10 ms: each frame is used twice, the last one until the end."""
-        # DIFFERS: the released code repeats the padded batch's last frame: short utterances end in zeros, ours do not.
-        twice = gather_frames(features, to_device_of(features, frames), torch.arange(size, device=features.device) // 2)
-        return self.output(self.lstm(twice)[0])    # not packed: padding comes last, and nothing here looks ahead
+        """(B, T, D) every 20 ms -> (B, size, K) every 10 ms.
+
+        Each frame is used twice. The last frame is repeated until `size` is reached.
+        """
+        # DIFFERS: the released code repeats the last frame of the padded batch. There, a short
+        # utterance ends in zeros, and here it does not.
+        index = torch.arange(size, device=features.device) // 2
+        twice = gather_frames(features, to_device_of(features, frames), index)
+        hidden, _ = self.lstm(twice)  # not packed: padding comes last, and the LSTM is causal
+        return self.output(hidden)
 
     def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
-        """`pit_bce`; targets are (label frames, K) tensors or arrays of 0 and 1."""
+        """`pit_bce`; targets are tensors or arrays (label frames, K) of 0 and 1."""
         lengths = to_device_of(features, torch.tensor([len(target) for target in targets]))
-        labels = to_device_of(features, pad_sequence([torch.as_tensor(target) for target in targets], batch_first=True))
+        labels = pad_sequence([torch.as_tensor(target) for target in targets], batch_first=True)
+        labels = to_device_of(features, labels)
         return pit_bce(self.logits(features, frames, labels.shape[1]), labels, lengths)
 
     def predict(self, features: Tensor, frames: Tensor) -> list:
-        """Probabilities (2 frames + 1, K) as nested lists. T frames are all that is known, and recordings of T frames
-        have 2 T to 2 T + 2 labels: this is one off at most, and ends 5 ms after the recording at most."""
+        """The probabilities that each speaker talks, (2 frames + 1, K), as nested lists.
+
+        A recording of T frames has 2 T to 2 T + 2 labels, and only T is known here. So 2 T + 1 is
+        wrong by one label at most. The prediction ends at most 5 ms after the recording.
+        """
         sizes = (2 * frames + 1).tolist()
         probabilities = self.logits(features, frames, max(sizes)).sigmoid().tolist()
         return [rows[:size] for rows, size in zip(probabilities, sizes)]
 
     def loss_weight(self, targets: list) -> int:
-        """Label frames: a long recording weighs more than a short one."""
-        return sum(map(len, targets))
+        """The number of label frames: a long recording weighs more than a short one."""
+        return sum(len(target) for target in targets)
 
-def am_softmax(embeddings: Tensor, weight: Tensor, targets: Tensor, margin: float = 0.4, scale: float = 30) -> Tensor:
-    """Additive-margin softmax (Wang et al. 2018): cross-entropy of scaled cosines, the mean over the batch.
 
-    embeddings (B, H), weight (C, H) one direction per training speaker, targets (B,). The test has new speakers: it is
-    not enough that the right old one wins, each voice must form a tight cluster, so it has to win by a margin. Cosines
-    end at 1, too little for a sure softmax: hence the scale.  logit_j = scale (cos_j - margin [j is the target])"""
-    cosines = F.linear(F.normalize(embeddings), F.normalize(weight))    # (B, C)
-    return F.cross_entropy(scale * (cosines - margin * F.one_hot(targets, len(weight))), targets)
+def am_softmax(
+    embeddings: Tensor, weight: Tensor, targets: Tensor, margin: float = 0.4, scale: float = 30
+) -> Tensor:
+    """Additive-margin softmax (Wang et al. 2018): the mean cross-entropy of scaled cosines.
+
+    embeddings (B, H), weight (C, H): one direction per training speaker, targets (B,) -> scalar.
+        logit_j = scale (cos_j - margin [j is the target])
+    The test has new speakers, so it is not enough that the right training speaker wins. It has to
+    win by a margin, so that embeddings of one speaker are closer than embeddings of two speakers.
+    A cosine is at most 1, which is too little for a confident softmax. The scale corrects this.
+    """
+    cosines = F.linear(F.normalize(embeddings), F.normalize(weight))  # (B, C)
+    is_target = F.one_hot(targets, len(weight))
+    return F.cross_entropy(scale * (cosines - margin * is_target), targets)
+
 
 class XVectorHead(Head):
-    """Dilated convolutions, mean and deviation over time, two Linear (Snyder et al. 2018). The loss names the training
-    speakers; the test drops all above the first Linear and its ReLU, and compares what comes out of them."""
-    LAYERS = (5, 1), (3, 2), (3, 3), (1, 1), (1, 1)                    # frames seen, and how far apart
-    CONTEXT = 1 + sum((seen - 1) * apart for seen, apart in LAYERS)    # 15 frames in, one out
+    """The x-vector network (Snyder et al. 2018): a speaker embedding (ASV).
+
+    Dilated convolutions (a time-delay network, TDNN), mean and standard deviation over time, two
+    Linear layers, each with ReLU. The loss classifies the training speakers. The test compares the
+    outputs of the first Linear layer and its ReLU, and does not use the second one.
+    """
+
+    TDNN = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))  # kernel size and dilation of each layer
+    CONTEXT = 1 + sum((kernel - 1) * dilation for kernel, dilation in TDNN)  # 15 frames
 
     def __init__(self, dim: int, classes: int, hidden: int = 512):
         super().__init__()
         self.project = nn.Linear(dim, hidden)
-        widths = [hidden] * 4 + [hidden * 1500 // 512]
-        self.tdnn = nn.Sequential(*[nn.Sequential(nn.Conv1d(hidden, width, seen, dilation=apart), nn.ReLU())
-                                    for width, (seen, apart) in zip(widths, self.LAYERS)])
-        self.linear1, self.linear2 = nn.Linear(2 * widths[-1], hidden), nn.Linear(hidden, hidden)
+        wide = hidden * 1500 // 512
+        self.tdnn = nn.Sequential()
+        for width, (kernel, dilation) in zip([hidden] * 4 + [wide], self.TDNN):
+            convolution = nn.Conv1d(hidden, width, kernel, dilation=dilation)
+            self.tdnn.append(nn.Sequential(convolution, nn.ReLU()))
+        self.linear1 = nn.Linear(2 * wide, hidden)
+        self.linear2 = nn.Linear(hidden, hidden)
         self.speakers = nn.Parameter(nn.init.xavier_normal_(torch.empty(classes, hidden)))
 
     def embed(self, features: Tensor, frames: Tensor) -> Tensor:
-        """(B, T, D) -> (B, H). Utterances below 15 frames repeat their last one (the released code fails on them)."""
+        """(B, T, D) -> speaker embeddings (B, H).
+
+        An utterance shorter than CONTEXT repeats its last frame. The released code fails on it.
+        """
         frames = to_device_of(features, frames)
         index = torch.arange(max(features.shape[1], self.CONTEXT), device=features.device)
-        x = self.tdnn(self.project(gather_frames(features, frames, index)).transpose(1, 2)).transpose(1, 2)
-        count = (frames - self.CONTEXT + 1).clamp(min=1)                                    # of x (B, T - 14, H)
-        # DIFFERS: the released code counts one frame of padding too, and has no floor: NaN for a single frame.
-        mean = _fill_padding(x, count).sum(1) / count[:, None]                              # (B, H)
-        variance = _fill_padding((x - mean[:, None]).square(), count).sum(1) / (count - 1).clamp(min=1)[:, None]
-        return self.linear1(torch.cat([mean, variance.clamp(min=1e-10).sqrt()], 1)).relu()
+        x = self.project(gather_frames(features, frames, index))  # (B, T, H)
+        x = self.tdnn(x.transpose(1, 2)).transpose(1, 2)  # (B, T - 14, wide)
+        count = (frames - self.CONTEXT + 1).clamp(min=1)  # valid frames of x
+        # DIFFERS: the released code includes one padded frame. Its deviation has no lower bound and
+        # is NaN for a single frame.
+        mean = _fill_padding(x, count).sum(1) / count[:, None]  # (B, wide)
+        squares = _fill_padding((x - mean[:, None]).square(), count).sum(1)
+        variance = squares / (count - 1).clamp(min=1)[:, None]
+        deviation = variance.clamp(min=1e-10).sqrt()
+        return self.linear1(torch.cat([mean, deviation], 1)).relu()
 
     def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
         """`am_softmax`; targets are speaker numbers."""
-        above = self.linear2(self.embed(features, frames)).relu()
-        return am_softmax(above, self.speakers, to_device_of(features, torch.tensor(targets)))
+        x = self.linear2(self.embed(features, frames)).relu()
+        return am_softmax(x, self.speakers, to_device_of(features, torch.tensor(targets)))
 
     def predict(self, features: Tensor, frames: Tensor) -> list:
-        """Embeddings of length 1 as lists of floats: the cosine of two is their dot product."""
+        """Speaker embeddings of length 1, lists of floats. Their dot product is their cosine."""
         return F.normalize(self.embed(features, frames)).tolist()

@@ -1,6 +1,5 @@
 """Readers, encoders, silence removal, streams and the doctor: worked vectors and brute force, on data made here."""
 
-import dataclasses
 import os
 import pickle
 import re
@@ -16,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import data
-from batches import Steps, Stream, collate, in_chunks
+from batches import Steps, Stream
 from data import Corpus, DataError, Utterance, load_audio
 from rules import (
     ASR_SYMBOLS,
@@ -1319,123 +1318,6 @@ def test_recordings_without_a_line_in_the_transcripts_are_listed(copy):
             text.endswith(f"/1-2-000{k}.flac has no transcript")
             for k, text in enumerate(corpus.skipped, 1)
         )
-
-
-# ---------------------------------------------------------------- streams
-
-
-def numbers(count, lengths=None, balanced=False, task="PR"):
-    """A corpus of which no audio is ever read; target k is k, or skewed 9 : 1 if balanced."""
-    lengths = [100] * count if lengths is None else lengths
-    targets = [int(k % 10 == 0) if balanced else k for k in range(count)]
-    utterances = [Utterance(str(k), "", targets[k], None, int(lengths[k])) for k in range(count)]
-    return Corpus(task, utterances, 2, list, balanced=balanced)
-
-
-@pytest.mark.parametrize("count, batch", [(10, 4), (100, 7), (3, 8), (64, 8), (1, 2)])
-def test_every_epoch_visits_every_utterance_once(count, batch):
-    stream = Stream(numbers(count, np.arange(count)), batch, seed=3)
-    draws = [draw for step in range(5 * count) for draw in stream.draws(step)]
-    assert [number for _, number in draws] == list(range(len(draws)))
-    for epoch in range(len(draws) // count):
-        assert sorted(index for index, _ in draws[epoch * count : (epoch + 1) * count]) == list(
-            range(count)
-        )
-
-
-@pytest.mark.parametrize("balanced", [False, True])
-def test_a_step_depends_on_seed_and_number_alone(balanced):
-    corpus = numbers(50, balanced=balanced)
-    run = [Stream(corpus, 8, seed=1).draws(step) for step in range(40)]
-    resumed = Stream(corpus, 8, seed=1)
-    assert [resumed.draws(step) for step in range(23, 40)] == run[23:]
-    assert [Stream(corpus, 8, seed=2).draws(step) for step in range(40)] != run
-    other = dataclasses.replace(corpus, task="ASR")
-    assert [Stream(other, 8, seed=1).draws(step) for step in range(40)] != run
-
-
-@pytest.mark.parametrize("balanced", [False, True])
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_share_exactly_what_one_would_read(world, balanced):
-    corpus = numbers(50, np.random.default_rng(0).integers(1, 999, 50), balanced)
-    stream = Stream(corpus, 4 * world + 1, seed=5)
-    for step in range(30):
-        parts = [stream.draws(step, rank, world) for rank in range(world)]
-        assert sorted(map(len, parts)) == [4] * (world - 1) + [5]
-        assert sorted(sum(parts, []), key=lambda draw: draw[1]) == stream.draws(step)
-
-
-def test_balanced_draws_are_balanced():
-    corpus = numbers(200, balanced=True)
-    targets = [
-        corpus.utterances[index].target
-        for step in range(100)
-        for index, _ in Stream(corpus, 32).draws(step)
-    ]
-    assert 0.47 < np.mean(targets) < 0.53
-    utterances = [
-        Utterance(str(k), "", min(k // 11, 2), None, 100) for k in range(34)
-    ]  # 11, 11 and 12 of a class
-    chances = Stream(Corpus("KS", utterances, 3, list, balanced=True), 8).chances
-    assert [sum(chances[:11]), sum(chances[11:22]), sum(chances[22:])] == pytest.approx([1 / 3] * 3)
-
-
-def test_batches_hold_similar_lengths_in_random_order():
-    lengths = np.random.default_rng(0).integers(100, 10_000, 1000)
-    stream = Stream(numbers(1000, lengths), 10)
-    batches = [[lengths[index] for index, _ in stream.draws(step)] for step in range(300)]
-    waste = 1 - sum(map(sum, batches)) / sum(10 * max(batch) for batch in batches)
-    assert waste < 0.06  # drawn blindly: 0.45
-    order = [max(batch) for batch in batches[:100]]
-    assert abs(np.corrcoef(order, np.arange(100))[0, 1]) < 0.3
-
-
-def test_chunks_hold_each_visit_once_and_little_audio():
-    lengths = np.random.default_rng(0).integers(8_000, 30 * 16_000, 100).tolist() + [100 * 16_000]
-    corpus = numbers(101, lengths)
-    draws = [(i, None) for i in range(101)]
-    chunks = in_chunks(corpus, draws, seconds=60)
-    assert sorted(sum(chunks, [])) == draws and chunks[-1] == [(100, None)]
-    assert all(
-        len(chunk) * max(lengths[i] for i, _ in chunk) <= 60 * 16_000 for chunk in chunks[:-1]
-    )
-
-
-def test_batches_from_workers_are_those_of_this_process(copy):
-    streams = {
-        task: Stream(READERS[task](copy, "train"), 4, seed=4)
-        for task in ("KS", "SID", "SD", "IC", "PR")
-    }
-    steps = Steps(streams, rank=1, world=2)
-    loader = DataLoader(steps, batch_size=None, sampler=range(3, 6), num_workers=1)
-    for step, batches in zip(range(3, 6), loader):
-        for task, batch in steps[step].items():
-            assert torch.equal(batch.waves, batches[task].waves) and torch.equal(
-                batch.lengths, batches[task].lengths
-            )
-            assert batch.ids == batches[task].ids and batch.waves.dtype == torch.float32
-            assert (
-                batch.waves.shape == (2, batch.lengths.max()) and batch.lengths.dtype == torch.int64
-            )
-            for here, there in zip(batch.targets, batches[task].targets):
-                assert np.array_equal(np.asarray(here), np.asarray(there))
-
-
-def test_padding_is_zero_and_the_visit_draws_the_crop(copy):
-    corpus = data.read_ks(copy, "train")
-    batch = collate(corpus, [(0, 1), (1, 1), (0, 2)], seed=9)
-    assert batch.lengths.tolist() == [16_000, 8_000, 16_000] and not batch.waves[1, 8_000:].any()
-    assert not torch.equal(batch.waves[0], batch.waves[2])
-    assert torch.equal(batch.waves[0], collate(corpus, [(0, 1)], seed=9).waves[0])
-
-
-def test_cached_features_stand_in_for_audio():
-    class Frozen:
-        def batch(self, draws):
-            return draws
-
-    stream = Stream(numbers(10), 2, frozen=Frozen())
-    assert Steps({"PR": stream})[7] == {"PR": stream.draws(7)}
 
 
 # ---------------------------------------------------------------- the doctor

@@ -141,7 +141,8 @@ def test_lstm_heads_have_as_many_parameters_as_the_released_ones():
 
 def test_flags_tell_the_loop_what_it_may_do():
     assert [
-        head.pools for head in (ClassifierHead, CTCHead, BLSTMCTCHead, DiarizationHead, XVectorHead)
+        head.needs_only_mean
+        for head in (ClassifierHead, CTCHead, BLSTMCTCHead, DiarizationHead, XVectorHead)
     ] == [True, False, False, False, False]
     assert (
         DiarizationHead.frame_aligned
