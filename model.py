@@ -1,268 +1,493 @@
-r"""HuBERT, the weighted sum of its hidden states, and the multi-task model (paper, Sections 2 and 3.2).
+r"""HuBERT, the weighted sum of its hidden states, the multi-task model (paper, Sections 2, 3.2).
 
-    waves -> HuBERT -> L+1 hidden states -> weighted sum -> SpecAugment -> one head per task -> losses
+    waves -> HuBERT -> L+1 hidden states -> weighted sum -> SpecAugment -> a head per task -> losses
              trained or frozen              trained         training only  trained
              |_____________ shared by all tasks _________|
 
-B utterances, N samples (16 kHz), T frames (50 Hz), C channels, D dimensions (768), L transformer layers (12).
-`lengths` (B,) are in samples; they and the `frames` counted from them best stay on the CPU: nobody then waits for a
-GPU to know them.
+B utterances, N samples (16 kHz), T frames of one utterance (50 Hz), M frames of all utterances (one
+utterance after the other), C channels of the convolutions, D dimensions (768), L layers (12).
+Keep `lengths` (B,), in samples, and `frames` (B,) on the CPU: reading a value from the GPU forces a
+synchronisation.
 """
+
+import hashlib
+import json
 import re
 from collections import namedtuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from engine.kernels import Dropout, attend_with_dropout, convolve_by_fourier
+from engine.kernels import Dropout, attend, convolve_by_fourier, convolve_row
 from engine.pretrained import DROPPED, RENAMED, EncoderError, read_weights
-from rules import RECEPTIVE_FIELD, HOP
+from rules import HOP, RECEPTIVE_FIELD
 
-BASE = {  # arguments of torchaudio.models.wav2vec2_model; convolutions: (channels, kernel, stride)
-    "extractor_conv_layer_config": [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2, "extractor_conv_bias": False,
-    "encoder_embed_dim": 768, "encoder_num_layers": 12, "encoder_num_heads": 12, "encoder_ff_interm_features": 3072,
-    "encoder_pos_conv_kernel": 128, "encoder_pos_conv_groups": 16, "encoder_layer_norm_first": False,
+# HuBERT Large and its relatives normalise each waveform. A configuration without these keys
+# describes an encoder that does not.
+NO_NORMALIZATION = {"normalize_waveform": False, "normalize_epsilon": 1e-5}
+BASE = NO_NORMALIZATION | {  # other names: the arguments of torchaudio.models.wav2vec2_model
+    "extractor_mode": "group_norm", "extractor_conv_bias": False,  # or "layer_norm", True
+    # (channels, kernel, stride) of each convolution
+    "extractor_conv_layer_config": [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2,
+    "encoder_embed_dim": 768, "encoder_num_layers": 12, "encoder_num_heads": 12,
+    "encoder_ff_interm_features": 3072, "encoder_layer_norm_first": False,
+    "encoder_pos_conv_kernel": 128, "encoder_pos_conv_groups": 16,
     "encoder_projection_dropout": 0.1, "encoder_dropout": 0.1, "encoder_attention_dropout": 0.1,
-    "encoder_ff_interm_dropout": 0.0, "extractor_mode": "group_norm", "encoder_layer_drop": 0.0}  # as in SUPERB
+    "encoder_ff_interm_dropout": 0.0, "encoder_layer_drop": 0.0}  # as in SUPERB
 TINY = BASE | {  # 0.9 M parameters
     "extractor_conv_layer_config": [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
-    "encoder_embed_dim": 128, "encoder_num_layers": 4, "encoder_num_heads": 4, "encoder_ff_interm_features": 512,
-    "encoder_pos_conv_kernel": 32, "encoder_pos_conv_groups": 8, "encoder_projection_dropout": 0.05,
-    "encoder_dropout": 0.05, "encoder_attention_dropout": 0.0}  # dropout there is what a CPU is slow at
-ROUND = 100  # hops: on a GPU, the row of all waves has a multiple of these
-# Replaces a batches.Batch that a frozen encoder has already heard: its states (L+1, B, T, D) and frames (B,).
+    "encoder_embed_dim": 128, "encoder_num_layers": 4, "encoder_num_heads": 4,
+    "encoder_ff_interm_features": 512,
+    "encoder_pos_conv_kernel": 32, "encoder_pos_conv_groups": 8,
+    "encoder_projection_dropout": 0.05, "encoder_dropout": 0.05,
+    "encoder_attention_dropout": 0.0}  # dropout of attention weights is slow on a CPU
+# Replaces a batches.Batch where the encoder is frozen: cached states (L+1, B, T, D), frames (B,).
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 
+
 def frame_count(samples):
-    """Frames in so many samples (int or tensor): one every 320 (20 ms), each sees 400 (25 ms), none below 400."""
+    """Number of frames in `samples` (int or tensor): one every 320 samples (20 ms), each of which
+    sees 400 samples (25 ms). Below 400 samples there is none."""
     # DIFFERS: s3prl rounds samples / 320, which may count a last frame that lies in the padding.
     frames = (samples - RECEPTIVE_FIELD) // HOP + 1
     return frames.clamp(min=0) if isinstance(frames, Tensor) else max(0, frames)
 
-class Hubert(nn.Module):
-    """torchaudio's HuBERT (random weights, torchaudio's parameter names), returning every hidden state."""
-    def __init__(self, sizes: dict):
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of x (1, C, T)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class ConvBlock(nn.Module):
+    """A convolution over time, a norm where the model has one, GELU: (1, C, T) -> (1, C', T')."""
+
+    def __init__(self, inputs: int, channels: int, kernel: int, stride: int, bias: bool, norm):
         super().__init__()
-        network = torchaudio.models.wav2vec2_model(**sizes, aux_num_out=None)
-        for module in list(network.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.Dropout):
-                    setattr(module, name, Dropout(child.p))
-        self.feature_extractor, self.encoder = network.feature_extractor, network.encoder
-        self.config, self.dim, self.num_states = sizes, sizes["encoder_embed_dim"], sizes["encoder_num_layers"] + 1
-        self.feature_grad_mult = 0.1  # scales the gradient of the convolutions, as when HuBERT Base was pretrained
+        self.layer_norm = norm
+        self.conv = nn.Conv1d(inputs, channels, kernel, stride, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.layer_norm(self.conv(x)))
+
+
+class FeatureExtractor(nn.Module):
+    """Seven convolutions make a frame of C channels out of every 320 samples."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        self.conv_layers, inputs = nn.ModuleList(), 1
+        for channels, kernel, stride in config["extractor_conv_layer_config"]:
+            if config["extractor_mode"] == "layer_norm":
+                norm = ChannelNorm(channels)
+            elif inputs == 1:  # "group_norm": the first block, each channel over the time of a wave
+                norm = nn.GroupNorm(channels, channels)
+            else:
+                norm = nn.Identity()
+            bias = config["extractor_conv_bias"]
+            self.conv_layers.append(ConvBlock(inputs, channels, kernel, stride, bias, norm))
+            inputs = channels
+
+    def forward(self, waves: list[Tensor], frames: list[int]) -> Tensor:
+        """waves [(n,), ...] -> (M, C)."""
+        # DIFFERS: torchaudio, fairseq and s3prl convolve padded batches. GroupNorm then takes its
+        # statistics over the padding too, which moves features by up to 2 standard deviations.
+        if waves[0].is_cuda:
+            return convolve_row(self.conv_layers, waves, frames)
+        return torch.cat([self.convolve(wave) for wave in waves])
+
+    def convolve(self, wave: Tensor) -> Tensor:
+        """One wave (n,) -> (T, C)."""
+        x = wave[None, None]
+        for block in self.conv_layers:
+            x = block(x)
+        return x[0].T
+
+
+class FeatureProjection(nn.Module):
+    """Layer norm and a linear map: (M, C) -> (M, D)."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        channels = config["extractor_conv_layer_config"][-1][0]
+        self.layer_norm = nn.LayerNorm(channels)
+        self.projection = nn.Linear(channels, config["encoder_embed_dim"])
+        self.dropout = Dropout(config["encoder_projection_dropout"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.projection(self.layer_norm(x)))
+
+
+class PositionalConvolution(nn.Module):
+    """Position embeddings: GELU of a grouped convolution over 128 frames of an utterance."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        D, kernel = config["encoder_embed_dim"], config["encoder_pos_conv_kernel"]
+        groups = config["encoder_pos_conv_groups"]
+        conv = nn.Conv1d(D, D, kernel, padding=kernel // 2, groups=groups)
+        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
+
+    def forward(self, x: Tensor, frames: list[int]) -> Tensor:
+        """(M, D) -> (M, D); each utterance is convolved on its own, with zeros around it."""
+        return F.gelu(convolve_by_fourier(self.conv, x, frames))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention: softmax(q k^T / sqrt(d)) v in each head of d = D / heads."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        D, self.num_heads = config["encoder_embed_dim"], config["encoder_num_heads"]
+        self.dropout = config["encoder_attention_dropout"]  # on the softmax
+        self.k_proj, self.v_proj = nn.Linear(D, D), nn.Linear(D, D)
+        self.q_proj, self.out_proj = nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, x: Tensor, frames: list[int]) -> Tensor:
+        """(M, D) -> (M, D); each frame attends to the frames of its own utterance."""
+        dropout = self.dropout if self.training else 0.0
+        queries = self.split(self.q_proj(x), frames)
+        keys = self.split(self.k_proj(x), frames)
+        values = self.split(self.v_proj(x), frames)
+        mixed = [attend(q, k, v, dropout) for q, k, v in zip(queries, keys, values)]
+        return self.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).reshape(x.shape))
+
+    def split(self, x: Tensor, frames: list[int]) -> tuple[Tensor, ...]:
+        """(M, D) -> one (1, heads, T, d) for each utterance."""
+        return x.view(1, len(x), self.num_heads, -1).transpose(1, 2).split(frames, dim=2)
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, Linear, with a wide layer between: (M, D) -> (M, D)."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        D, hidden = config["encoder_embed_dim"], config["encoder_ff_interm_features"]
+        self.intermediate_dense = nn.Linear(D, hidden)
+        self.intermediate_dropout = Dropout(config["encoder_ff_interm_dropout"])
+        self.output_dense = nn.Linear(hidden, D)
+        self.output_dropout = Dropout(config["encoder_dropout"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.intermediate_dropout(F.gelu(self.intermediate_dense(x)))
+        return self.output_dropout(self.output_dense(x))
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and feed-forward, each with a residual connection: (M, D) -> (M, D)."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        D = config["encoder_embed_dim"]
+        self.norm_first = config["encoder_layer_norm_first"]
+        self.attention = SelfAttention(config)
+        self.dropout = Dropout(config["encoder_dropout"])
+        self.layer_norm = nn.LayerNorm(D)
+        self.feed_forward = FeedForward(config)
+        self.final_layer_norm = nn.LayerNorm(D)
+
+    def forward(self, x: Tensor, frames: list[int]) -> Tensor:
+        if self.norm_first:  # HuBERT Large
+            x = x + self.dropout(self.attention(self.layer_norm(x), frames))
+            return x + self.feed_forward(self.final_layer_norm(x))
+        x = self.layer_norm(x + self.dropout(self.attention(x, frames)))  # HuBERT Base
+        return self.final_layer_norm(x + self.feed_forward(x))
+
+
+class Transformer(nn.Module):
+    """The parts of the transformer; `Hubert.encode` shows how they are used."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        self.pos_conv_embed = PositionalConvolution(config)
+        self.layer_norm = nn.LayerNorm(config["encoder_embed_dim"])
+        self.dropout = Dropout(config["encoder_dropout"])
+        layers = range(config["encoder_num_layers"])
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in layers)
+
+
+class Hubert(nn.Module):
+    """HuBERT (Hsu et al. 2021) with random weights; parameters have torchaudio's names.
+
+    config: see BASE. `load_encoder` makes one with pretrained weights."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        self.config = NO_NORMALIZATION | config
+        self.dim, self.num_states = config["encoder_embed_dim"], config["encoder_num_layers"] + 1
+        # Scales the gradient of the convolutions, as when HuBERT Base was pretrained.
+        self.feature_grad_mult = 0.1
+        self.feature_extractor = FeatureExtractor(config)
+        self.encoder = nn.ModuleDict(
+            {"feature_projection": FeatureProjection(config), "transformer": Transformer(config)})
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """waves (B, N) float32 at 16 kHz, lengths (B,) -> states (L+1, B, T, D), zero where padded; frames (B,).
+        """waves (B, N) float32 at 16 kHz, lengths (B,) -> states (L+1, B, T, D), frames (B,).
 
-        State 0 is the input of the first transformer layer (convolutions and positions are in it), state l the output
-        of layer l. An utterance's states depend neither on the others nor on the padding, whatever is in it."""
+        States are zero where an utterance is padded. They depend neither on the other utterances
+        nor on the padding, whatever it contains."""
         states, frames = self.encode([wave[:n] for wave, n in zip(waves, lengths.tolist())])
-        padded = [F.pad(one, (0, 0, 0, max(frames) - one.shape[1])) for one in states.split(frames, dim=1)]
+        padded = [F.pad(one, (0, 0, 0, max(frames) - one.shape[1]))
+                  for one in states.split(frames, dim=1)]
         return torch.stack(padded, dim=1), torch.tensor(frames)
 
     def encode(self, waves: list[Tensor]) -> tuple[Tensor, list[int]]:
-        """waves [(n,), ...] -> states (L+1, F, D), frames: those of all utterances, one utterance after the other.
+        """waves [(n,), ...] -> states (L+1, M, D), and the number of frames of each utterance.
 
-        Most work is done frame by frame, so all utterances share large matrix products. Attention takes one utterance
-        at a time, and so do the convolutions of waves on a CPU: nothing needs a mask, and no padding reaches the
-        transformer. Zeros are convolved only between utterances: of the positional convolution, and of waves on a GPU.
-        """
+        State 0 is the input of the first transformer layer, state l the output of layer l. (With
+        pre-layer-norm, state L is taken after the final norm, as in Hugging Face and s3prl.)
+
+        Most layers work frame by frame, so the frames of all utterances share large matrix
+        products. Attention and convolutions take one utterance at a time: no mask is needed.
+        Raises ValueError if an utterance is shorter than one frame."""
         frames = [frame_count(len(wave)) for wave in waves]
         if min(frames) < 1:
-            raise ValueError(f"an utterance of {min(map(len, waves))} samples is shorter than one frame (400)")
-        # DIFFERS: torchaudio, fairseq and s3prl convolve padded batches, and the GroupNorm in the first convolution
-        # takes its statistics over time, padding included, which moves features by up to 2 standard deviations.
-        x = self._convolve_row(waves, frames) if waves[0].is_cuda else \
-            torch.cat([self.feature_extractor(wave[None], None)[0][0] for wave in waves])  # (F, C)
+            shortest = min(len(wave) for wave in waves)
+            raise ValueError(f"an utterance of {shortest} samples is shorter than one frame (400)")
+        projection, transformer = self.encoder.feature_projection, self.encoder.transformer
+        norm_first = self.config["encoder_layer_norm_first"]
+
+        if self.config["normalize_waveform"]:
+            waves = [self.normalize(wave) for wave in waves]
+        x = self.feature_extractor(waves, frames)  # (M, C)
         if x.requires_grad:
             x.register_hook(lambda gradient: self.feature_grad_mult * gradient)
-        x, transformer = self.encoder.feature_projection(x), self.encoder.transformer  # (F, D)
-        position = transformer.pos_conv_embed.conv
-        gap = position.kernel_size[0] // 2  # zeros between utterances: as far as this convolution sees
-        row = torch.cat([F.pad(one, (0, 0, 0, gap)) for one in x.split(frames)])
-        x = x + _first_of_each(F.gelu(convolve_by_fourier(position, row)), [T + gap for T in frames], frames)
-        x = transformer.dropout(transformer.layer_norm(x))
-        states = [x]  # DIFFERS: the released code leaves this one out; SUPERB, and we, use all L+1
+        x = projection(x)  # (M, D)
+        x = x + transformer.pos_conv_embed(x, frames)
+        if not norm_first:
+            x = transformer.layer_norm(x)
+        x = transformer.dropout(x)
+
+        states = [x]  # DIFFERS: the released code leaves state 0 out; SUPERB and we use all L+1
         for layer in transformer.layers:
-            x = layer.layer_norm(x + layer.dropout(_attend(layer.attention, x, frames)))
-            x = layer.final_layer_norm(x + layer.feed_forward(x))
+            x = layer(x, frames)
             states.append(x)
+        if norm_first:
+            states[-1] = transformer.layer_norm(x)
         return torch.stack(states), frames
 
-    def _convolve_row(self, waves: list[Tensor], frames: list[int]) -> Tensor:
-        """As the feature extractor, but all waves in one row, for a GPU: (F, C). There each wave would take launches of
-        its own, and cuDNN plans every new length for milliseconds: rows have few lengths.
-
-        Waves start at multiples of HOP, the stride of all convolutions together: a wave's frames lie where they would
-        alone, its GroupNorm takes its own entries only, and every frame that sees more than its wave is dropped."""
-        hops = [-(-len(wave) // HOP) for wave in waves]
-        row = torch.cat([F.pad(wave, (0, n * HOP - len(wave))) for wave, n in zip(waves, hops)])
-        # (At least one hop of zeros follows: without it the row would be a frame shorter than its slots.)
-        x = F.pad(row, (0, HOP * (ROUND - sum(hops) % ROUND)))[None, None]
-        for block in self.feature_extractor.conv_layers:
-            x = block.conv(x)
-            if block.layer_norm is not None:  # of the first block, over the time of each wave
-                kernel, stride = block.kernel_size, block.stride
-                pieces = x.split([*(n * HOP // stride for n in hops), x.shape[2] - sum(hops) * HOP // stride], dim=2)
-                sizes = [(len(wave) - kernel) // stride + 1 for wave in waves]
-                x = torch.cat([*(F.pad(block.layer_norm(piece[:, :, :n]), (0, piece.shape[2] - n))
-                                 for piece, n in zip(pieces, sizes)), pieces[-1]], dim=2)
-            x = F.gelu(x)
-        return _first_of_each(x[0].T, hops, frames)
+    def normalize(self, wave: Tensor) -> Tensor:
+        """(wave - mean) / sqrt(variance + epsilon), over one utterance (n,)."""
+        return F.layer_norm(wave, wave.shape, eps=self.config["normalize_epsilon"])
 
     @property
     def frozen(self) -> bool:
-        """True after `requires_grad_(False)`: nothing is trained."""
+        """True after `requires_grad_(False)`: no parameter is trained."""
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def train(self, mode: bool = True) -> "Hubert":
-        """As for any module, but a frozen encoder stays in evaluation mode: it never drops anything out."""
+        """As for any module, but a frozen encoder stays in evaluation mode, without dropout."""
         return super().train(mode and not self.frozen)
 
     def checkpoint(self) -> dict:
-        """What `load_encoder` needs to find in a file, on its own or as "encoder" in a run's checkpoint.pt."""
+        """What `load_encoder` reads from a file, alone or as "encoder" in a run's checkpoint.pt."""
         return {"config": self.config, "state_dict": self.state_dict()}
 
-def _first_of_each(row: Tensor, slots: list[int], sizes: list[int]) -> Tensor:
-    """Of each slot (so many entries of the row, one slot after the other) the first entries: (sum of sizes, D)."""
-    return torch.cat([slot[:size] for slot, size in zip(row[:sum(slots)].split(slots), sizes)])
 
-def _attend(attention: nn.Module, x: Tensor, frames: list[int]) -> Tensor:
-    """torchaudio's self-attention, x (F, D) -> (F, D), in which each frame sees those of its own utterance."""
-    queries, keys, values = (
-        projection(x).view(1, len(x), attention.num_heads, -1).transpose(1, 2).split(frames, dim=2)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj))  # (1, heads, T, D / heads) each
-    dropout = attention.dropout if attention.training else 0.0
-    if dropout and not x.is_cuda:
-        mixed = [attend_with_dropout(*one, dropout) for one in zip(queries, keys, values)]
-    else:
-        mixed = [F.scaled_dot_product_attention(*one, dropout_p=dropout) for one in zip(queries, keys, values)]
-    return attention.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).reshape(x.shape))
-
-def random_encoder(sizes: dict, seed: int = 0) -> Hubert:
-    """An encoder that has learnt nothing, always the same, which leaves the caller's random numbers alone."""
+def random_encoder(config: dict, seed: int = 0) -> Hubert:
+    """An untrained encoder, always the same for one seed; global random numbers are not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return Hubert(sizes).eval()
+        return Hubert(config).eval()
+
 
 def load_encoder(source: str) -> Hubert:
-    """The encoder that `source` names, on the CPU, in evaluation mode; EncoderError if that is impossible.
+    """The encoder that `source` names, on the CPU, in evaluation mode.
 
-    - "tiny": made by pretrain.py, beside this file; "hubert_base": torchaudio's, downloaded once and kept
-    - "random-tiny", "random-hubert_base": no knowledge, for dry runs and as a control
-    - a file with `Hubert.checkpoint()`, for instance a run's checkpoint.pt; a torchaudio state dict; a fairseq
-      checkpoint (hubert_base_ls960.pt); a Hugging Face folder or file (pytorch_model.bin, model.safetensors)"""
+    - "tiny": made by toy/pretrain.py; "hubert_base": torchaudio's, downloaded once and kept
+    - "random-tiny", "random-hubert_base": untrained, for dry runs and as a control
+    - a file with `Hubert.checkpoint()`, for instance a run's checkpoint.pt; a torchaudio state
+      dict; a fairseq checkpoint (hubert_base_ls960.pt); a Hugging Face folder or file
+      (pytorch_model.bin, model.safetensors)
+
+    Raises EncoderError, with one sentence, if it cannot be loaded."""
     if source in ("random-tiny", "random-hubert_base"):
         return random_encoder(TINY if source == "random-tiny" else BASE)
     content = read_weights(source)
     content = content.get("encoder", content)
     if "config" in content:
-        sizes, state = content["config"], content["state_dict"]
+        config, state = content["config"], content["state_dict"]
     else:
-        state = {name: tensor for name, tensor in content.get("model", content).items() if not re.match(DROPPED, name)}
+        weights = content.get("model", content)
+        state = {name: x for name, x in weights.items() if not re.match(DROPPED, name)}
         for pattern, replacement in RENAMED:
             state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
-        tiny = len(state.get("encoder.transformer.layer_norm.bias", ())) == TINY["encoder_embed_dim"]
-        sizes = TINY if tiny else BASE
-    encoder = Hubert(sizes)
+        width = len(state.get("encoder.transformer.layer_norm.bias", ()))
+        config = TINY if width == TINY["encoder_embed_dim"] else BASE
+    encoder = Hubert(config)
     try:
-        encoder.load_state_dict(state)  # copies, so that half precision becomes float32; knows old weight norm
-    except RuntimeError as error:  # which names missing, unknown and misshapen parameters
-        raise EncoderError(f"{source}: {' '.join(str(error).partition(':')[2].split())[:300]}") from error
+        # It copies, so that half precision becomes float32, and it knows the old weight norm.
+        encoder.load_state_dict(state)
+    except RuntimeError as error:  # names missing, unknown and misshapen parameters
+        found = " ".join(str(error).partition(":")[2].split())
+        raise EncoderError(f"{source}: {found[:300]}") from error
     return encoder.eval()
 
+
+def encoder_digest(encoder: Hubert) -> str:
+    """A digest of an encoder's configuration and of each tensor's name, type, shape and bytes.
+
+    Equal weights with another number of attention heads have another digest."""
+    digest = hashlib.blake2b(json.dumps(encoder.config, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 class LayerSum(nn.Module):
-    """The weighted sum of hidden states that the heads read: softmax weights, equal at first (SUPERB)."""
+    """The weighted sum of all hidden states: softmax weights, equal at first (SUPERB)."""
+
     def __init__(self, states: int):
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(states))
 
     def forward(self, states: Tensor) -> Tensor:
-        """states (L+1, B, T, D) -> features (B, T, D), in float32 under autocast, too."""
+        """states (L+1, B, T, D) -> features (B, T, D), float32 under autocast too."""
         with torch.autocast(states.device.type, enabled=False):
             return torch.tensordot(self.weights.softmax(0), states.to(self.weights.dtype), dims=1)
 
-def spec_augment(features: Tensor, frames: Tensor, time_warp: bool = True, time_mask_width: int = 40,
-                 time_masks: int = 2, dim_masks: int = 4, dim_width: int = 50) -> Tensor:
-    """SpecAugment on features (B, T, D), as the released code does it: time warp, masks over dimensions, over time.
 
-    Masked is 0. A mask's width is drawn below `time_mask_width` frames, or below `dim_width` dimensions for D = 768 (else in
-    proportion); it may lie in the padding. Random numbers come from the global CPU generator, in the released order."""
+def spec_augment(features: Tensor, frames: Tensor, time_warp: bool = True,
+                 time_mask_width: int = 40, time_masks: int = 2,
+                 dim_masks: int = 4, dim_width: int = 50) -> Tensor:
+    """SpecAugment (Park et al. 2019) of features (B, T, D) as in the released code: a time warp,
+    masks over dimensions, masks over time. Masked values are 0.
+
+    The width of a mask is drawn below `time_mask_width` frames, or below `dim_width` dimensions for
+    D = 768 (in proportion for other D). A mask may lie in the padding. Random numbers come from the
+    global CPU generator, in the order of the released code."""
     B, T, D = features.shape
     if time_warp:
-        features = torch.stack([_warp(one, n) for one, n in zip(features, frames.tolist())])
-    dims = _spans(B, D, dim_masks, max(1, dim_width * D // 768)).to(features.device, non_blocking=True)
-    times = _spans(B, T, time_masks, time_mask_width).to(features.device, non_blocking=True)
-    return features.masked_fill(dims[:, None, :] | times[:, :, None], 0.0)
+        warped = [_warp(one, n) for one, n in zip(features, frames.tolist())]
+        features = torch.stack(warped)
+    dims = _random_spans(B, D, dim_masks, max(1, dim_width * D // 768))
+    times = _random_spans(B, T, time_masks, time_mask_width)
+    dims = dims.to(features.device, non_blocking=True)[:, None, :]
+    times = times.to(features.device, non_blocking=True)[:, :, None]
+    return features.masked_fill(dims | times, 0.0)
+
 
 def _warp(features: Tensor, frames: int, most: int = 5) -> Tensor:
-    """One utterance (T, D), with a random frame moved by up to `most` frames and both sides stretched to fit."""
+    """Time warp of one utterance (T, D): a random frame moves by up to `most` frames, and both
+    sides of it are stretched to fit."""
     if frames <= 2 * most:
         return features
     middle = int(torch.randint(most, frames - most, (1,)))
     moved = int(torch.randint(middle - most, middle + most, (1,))) + 1
-    sides = (features[:middle], moved), (features[middle:frames], frames - moved)
-    warped = [F.interpolate(x[None, None], (n, x.shape[1]), mode="bicubic")[0, 0] for x, n in sides]
+    sides = [(features[:middle], moved), (features[middle:frames], frames - moved)]
+    warped = []
+    for side, size in sides:
+        shape = (size, side.shape[1])
+        warped.append(F.interpolate(side[None, None], shape, mode="bicubic")[0, 0])
     return torch.cat([*warped, features[frames:]])
 
-def _spans(utterances: int, size: int, spans: int, width: int) -> Tensor:
-    """The union of random spans, shorter than `width`, for each utterance: (B, size), True inside."""
+
+def _random_spans(utterances: int, size: int, spans: int, width: int) -> Tensor:
+    """Random spans shorter than `width` for each utterance: (B, size), True inside any of them."""
     widths = torch.randint(0, width, (utterances, spans, 1))
     starts = torch.randint(0, max(1, size - int(widths.max())), (utterances, spans, 1))
-    since = torch.arange(size) - starts  # (B, spans, size)
-    return ((since >= 0) & (since < widths)).any(1)
+    since_start = torch.arange(size) - starts  # (B, spans, size)
+    inside = (since_start >= 0) & (since_start < widths)
+    return inside.any(1)
+
+
+def seed_random_numbers(*key) -> None:
+    """Seeds PyTorch's global random numbers (CPU, and the GPU in use) from a key of any values."""
+    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big")
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(seed)
+
 
 class MultiTask(nn.Module):
-    """One encoder and one weighted sum under the heads of all tasks (one head: scenarios (a) and (c)). With `augment`
-    there is SpecAugment in training, its time masks shorter than `time_mask_width` frames."""
-    def __init__(self, encoder: Hubert, heads: dict[str, nn.Module], augment: bool = True, time_mask_width: int = 40):
-        super().__init__()
-        self.encoder, self.layer_sum, self.heads = encoder, LayerSum(encoder.num_states), nn.ModuleDict(heads)
-        self.augment, self.time_mask_width = augment, time_mask_width
-        self.train()  # the encoder came in evaluation mode
+    """One encoder and one weighted sum under the heads of all tasks (one head in (a) and (c)).
 
-    def forward(self, batches: dict) -> dict[str, Tensor]:
-        """{task: batches.Batch or FrozenBatch} -> {task: loss}; every process must name the same tasks in one order."""
+    `augment`: SpecAugment in training, with time masks shorter than `time_mask_width` frames."""
+
+    def __init__(self, encoder: Hubert, heads: dict[str, nn.Module], augment: bool = True,
+                 time_mask_width: int = 40):
+        super().__init__()
+        self.encoder = encoder
+        self.layer_sum = LayerSum(encoder.num_states)
+        self.heads = nn.ModuleDict(heads)
+        self.augment, self.time_mask_width = augment, time_mask_width
+        self.train()  # `load_encoder` returns the encoder in evaluation mode
+
+    def forward(self, batches: dict, random_key: tuple | None = None) -> dict[str, Tensor]:
+        """{task: batches.Batch or FrozenBatch} -> {task: loss}. Every process must pass the same
+        tasks in the same order.
+
+        random_key, for instance (seed, step, rank), makes SpecAugment and dropout a function of
+        this key and the task: the order in which heads are computed does not matter. Without it
+        random numbers are drawn from the global generators as they are."""
+        if random_key is not None:
+            seed_random_numbers(*random_key, "encoder")
         losses = {}
-        for task, (features, frames) in self._features(batches).items():
-            if self.training and self.augment:
-                # DIFFERS: the released code warps the features of diarization but not its labels; we warp neither.
-                features = spec_augment(features, frames, not self.heads[task].frame_aligned, self.time_mask_width)
-            with torch.autocast(features.device.type, enabled=False):  # heads are small, and a CPU's bf16 LSTM slow
-                losses[task] = self.heads[task].loss(features, frames, batches[task].targets)
+        for task, (features, frames) in self.features(batches).items():
+            if random_key is not None:
+                seed_random_numbers(*random_key, task)
+            losses[task] = self.loss(task, features, frames, batches[task].targets)
         if self.training and dist.is_initialized():
-            # DIFFERS: the released code gives processes equal weight; we weight by the terms in each one's mean,
-            # so that the mean over processes, which DDP takes, is the loss of the whole batch.
-            terms = [float(self.heads[task].loss_weight(batches[task].targets)) for task in losses]
-            total = torch.tensor(terms, device=self.layer_sum.weights.device)
-            dist.all_reduce(total)
-            losses = {task: losses[task] * (n * dist.get_world_size() / of_all)
-                      for task, n, of_all in zip(losses, terms, total)}
+            losses = self.weight_by_share(losses, batches)
         return losses
 
     @torch.no_grad()
     def predict(self, task: str, batch) -> list:
         """The head's predictions for a batch of B utterances. Call `eval()` before."""
-        features, frames = self._features({task: batch})[task]
+        features, frames = self.features({task: batch})[task]
         return self.heads[task].predict(features, frames)
 
-    def _features(self, batches: dict) -> dict[str, tuple[Tensor, Tensor]]:
-        """{task: batch} -> {task: (features (B, T, D), frames (B,))}; the encoder hears all utterances at once."""
-        pad, device = nn.utils.rnn.pad_sequence, self.layer_sum.weights.device
-        waves = [wave[:n] for batch in batches.values() if not isinstance(batch, FrozenBatch)
-                 for wave, n in zip(batch.waves.to(device, non_blocking=True), batch.lengths.tolist())]
+    def features(self, batches: dict) -> dict[str, tuple[Tensor, Tensor]]:
+        """{task: batch} -> {task: (features (B, T, D), frames (B,))}.
+
+        The encoder reads the utterances of all tasks in one pass."""
+        device, waves, utterances = self.layer_sum.weights.device, [], []
+        for batch in batches.values():
+            if not isinstance(batch, FrozenBatch):
+                padded = batch.waves.to(device, non_blocking=True)
+                waves += [wave[:n] for wave, n in zip(padded, batch.lengths.tolist())]
         if waves:
             states, frames = self.encoder.encode(waves)
-            features = iter(self.layer_sum(states).split(frames))  # (T, D) each
+            utterances = list(self.layer_sum(states).split(frames))  # (T, D) each
         result = {}
         for task, batch in batches.items():
             if isinstance(batch, FrozenBatch):
-                result[task] = self.layer_sum(batch.states.to(device, non_blocking=True)), batch.frames
+                states = batch.states.to(device, non_blocking=True)
+                result[task] = self.layer_sum(states), batch.frames
             else:
-                own = [next(features) for _ in batch.targets]
-                result[task] = pad(own, batch_first=True), torch.tensor([len(one) for one in own])
+                B = len(batch.targets)
+                own, utterances = utterances[:B], utterances[B:]
+                frames = torch.tensor([len(one) for one in own])
+                result[task] = pad_sequence(own, batch_first=True), frames
         return result
+
+    def loss(self, task: str, features: Tensor, frames: Tensor, targets: list) -> Tensor:
+        """The loss of one head on features (B, T, D), with SpecAugment in training."""
+        head = self.heads[task]
+        if self.training and self.augment:
+            # DIFFERS: the released code warps the features of diarization but not its labels; we
+            # warp neither.
+            time_warp = not head.frame_aligned
+            features = spec_augment(features, frames, time_warp, self.time_mask_width)
+        # Heads are small, and LSTMs in bfloat16 are slow on a CPU.
+        with torch.autocast(features.device.type, enabled=False):
+            return head.loss(features, frames, targets)
+
+    def weight_by_share(self, losses: dict[str, Tensor], batches: dict) -> dict[str, Tensor]:
+        """Scales each loss by this process's share of the batch, times the number of processes.
+
+        A head's loss is a mean over `loss_weight` terms. DDP averages gradients over processes with
+        equal weight; after this scaling that average is the gradient of the whole batch."""
+        # DIFFERS: the released code gives processes equal weight, whatever their shares are.
+        shares = [float(self.heads[t].loss_weight(batches[t].targets)) for t in losses]
+        total = torch.tensor(shares, device=self.layer_sum.weights.device)
+        dist.all_reduce(total)
+        weighted = {}
+        for (task, loss), share, of_all in zip(losses.items(), shares, total):
+            weighted[task] = loss * (share * dist.get_world_size() / of_all)
+        return weighted

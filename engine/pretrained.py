@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-import torchaudio
 from torch import Tensor
 
 TINY_FILE = Path(__file__).parent.parent / "toy" / "tiny_hubert.pt"
@@ -27,6 +26,8 @@ RENAMED = (  # from the names of Hugging Face (first three rules) and fairseq to
 def read_weights(source: str) -> dict:
     """What a source holds, read without ever running code that may be hidden in it."""
     if source == "hubert_base":
+        import torchaudio  # here only: everything else runs without it
+
         try:
             return torchaudio.pipelines.HUBERT_BASE.get_model(dl_kwargs={"weights_only": True}).state_dict()
         except OSError as error:  # no network

@@ -1,63 +1,55 @@
-"""HuBERT and its weights, the weighted sum, SpecAugment, length groups, MultiTask: tiny random weights, no download."""
+"""HuBERT, the weighted sum, SpecAugment, MultiTask: tiny random weights, no download."""
 
-import argparse
 import itertools
-import json
-import os
-import pickle
 import random
-import sys
-import types
-import urllib.error
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchaudio
+from encoder_tools import alone, speech
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 import model
 from batches import Batch
-from engine import kernels, pretrained
-from engine.runs import RunError, load_checkpoint
+from engine import kernels
 from heads import BLSTMCTCHead, DiarizationHead, XVectorHead
 from model import (
-    BASE,
+    NO_NORMALIZATION,
     TINY,
-    EncoderError,
     FrozenBatch,
+    Hubert,
     LayerSum,
     MultiTask,
+    encoder_digest,
     frame_count,
     load_encoder,
     random_encoder,
+    seed_random_numbers,
     spec_augment,
 )
 
-
-def speech(*samples, seed=0):
-    """Utterances of so many samples, quiet and loud, with an offset: [(n,), ...]."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(n, generator=generator) * (0.05 + 0.3 * k) + 0.02 for k, n in enumerate(samples)
-    ]
-
-
-def alone(hubert, wave):
-    """The states of one utterance that is a batch of its own: (L+1, T, D)."""
-    return hubert(wave[None], torch.tensor([len(wave)]))[0][:, 0]
+LARGE = TINY | {
+    "extractor_mode": "layer_norm",
+    "extractor_conv_bias": True,
+    "encoder_layer_norm_first": True,
+}
 
 
 def torchaudio_states(hubert, wave):
-    """The states of one utterance as torchaudio itself computes them: (L+1, T, D)."""
-    network, first = torchaudio.models.Wav2Vec2Model(hubert.feature_extractor, hubert.encoder), []
-    hook = hubert.encoder.transformer.layers[0].register_forward_pre_hook(
+    """The states of one utterance from torchaudio's own network with these weights: (L+1, T, D)."""
+    config = {key: value for key, value in hubert.config.items() if key not in NO_NORMALIZATION}
+    with torch.random.fork_rng(devices=[]):
+        network = torchaudio.models.wav2vec2_model(**config, aux_num_out=None)
+    network.load_state_dict(hubert.state_dict())
+    network.train(hubert.training)
+    first = []
+    network.encoder.transformer.layers[0].register_forward_pre_hook(
         lambda layer, inputs: first.append(inputs[0])
     )
     outputs, _ = network.extract_features(wave[None])
-    hook.remove()
     return torch.cat([*first, *outputs])
 
 
@@ -76,7 +68,7 @@ def test_frame_count_is_what_the_convolutions_make():
         16_080,
         *random.Random(0).sample(range(400, 9_000), 40),
     ]:
-        assert frame_count(n) == convolutions(torch.zeros(1, n), None)[0].shape[1]
+        assert frame_count(n) == len(convolutions.convolve(torch.zeros(n)))
 
 
 def test_frame_count_knows_the_reference_values_and_is_never_negative():
@@ -116,6 +108,37 @@ def test_hubert_base_has_its_thirteen_states():
         assert states.shape == (13, 1, 49, 768) and frames.tolist() == [49]
         assert sum(parameter.numel() for parameter in hubert.parameters()) == 94_370_944
         assert (states[:, 0] - torchaudio_states(hubert, wave)).abs().max() < 1e-5
+
+
+def test_a_pre_norm_encoder_ends_with_its_layer_norm_and_torchaudio_agrees():
+    hubert, (wave,) = random_encoder(LARGE), speech(9_000)
+    torch.nn.init.normal_(hubert.encoder.transformer.layer_norm.weight)
+    states, expected = alone(hubert, wave), torchaudio_states(hubert, wave)
+    assert (states[:-1] - expected[:-1]).abs().max() < 2e-6
+    # torchaudio's extract_features leaves the final norm out.
+    final = hubert.encoder.transformer.layer_norm(expected[-1])
+    assert (states[-1] - final).abs().max() < 5e-6 and not torch.allclose(states[-1], expected[-1])
+
+
+def test_a_waveform_is_normalised_over_its_own_samples():
+    hubert = random_encoder(LARGE)
+    normalizing = random_encoder(LARGE | {"normalize_waveform": True, "normalize_epsilon": 0.01})
+    waves = speech(6_000, 9_000)
+    states, frames = normalizing(
+        pad_sequence(waves, batch_first=True), torch.tensor([6_000, 9_000])
+    )
+    for b, (wave, T) in enumerate(zip(waves, frames.tolist())):
+        normal = (wave - wave.mean()) / (wave.var(unbiased=False) + 0.01).sqrt()
+        expected = alone(hubert, normal)
+        assert (states[:, b, :T] - expected).abs().max() < 1e-5 * expected.std()
+        assert not torch.allclose(states[:, b, :T], alone(hubert, wave), atol=0.01)
+
+
+def test_a_configuration_from_before_normalisation_means_none():
+    old = {key: value for key, value in TINY.items() if key not in NO_NORMALIZATION}
+    hubert, (wave,) = random_encoder(old), speech(3_000)
+    assert hubert.config == TINY
+    assert torch.equal(alone(hubert, wave), alone(random_encoder(TINY), wave))
 
 
 @pytest.mark.parametrize("garbage", [0.0, 30.0, float("nan")])
@@ -177,53 +200,6 @@ def test_utterances_in_a_row_have_the_states_that_they_have_in_a_padded_batch():
     assert torch.equal(torch.cat([padded[:, b, :n] for b, n in enumerate(frames)], 1), states)
 
 
-def test_waves_in_one_row_are_convolved_as_alone():
-    hubert, waves = (
-        random_encoder(TINY).double(),
-        [wave.double() for wave in speech(400, 640, 719, 9_000, 16_000, 4_321)],
-    )
-    row = hubert._convolve_row(waves, [frame_count(len(wave)) for wave in waves])
-    apart = torch.cat([hubert.feature_extractor(wave[None], None)[0][0] for wave in waves])
-    weights, direction = (
-        list(hubert.feature_extractor.parameters()),
-        torch.randn(apart.shape[1]).double(),
-    )
-    torch.testing.assert_close(row, apart, rtol=0, atol=1e-9)
-    for ours, expected in zip(
-        *(torch.autograd.grad((x * direction).sin().sum(), weights) for x in (row, apart))
-    ):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
-
-
-def test_rows_have_few_lengths(monkeypatch):
-    hubert, lengths = random_encoder(TINY), set()
-    hubert.feature_extractor.conv_layers[0].conv.register_forward_pre_hook(
-        lambda _, inputs: lengths.add(inputs[0].shape[2])
-    )
-    for n in range(400, 40_000, 1_234):
-        hubert._convolve_row(
-            [torch.zeros(n), torch.zeros(5_000)], [frame_count(n), frame_count(5_000)]
-        )
-    assert lengths == {32_000, 64_000}
-
-
-@pytest.mark.parametrize("T", [1, 7, 8, 9, 40])
-@pytest.mark.parametrize("K", [8, 7])
-def test_the_convolution_by_fourier_transforms_is_the_direct_one(T, K):
-    torch.manual_seed(0)
-    convolution = nn.Conv1d(6, 6, K, padding=K // 2, groups=3).double()
-    row, results = torch.randn(T, 6, dtype=torch.double, requires_grad=True), []
-    for result in (
-        convolution(row.T[None])[0, :, :T].T,
-        kernels.convolve_by_fourier(convolution, row),
-    ):
-        results.append(
-            [result, *torch.autograd.grad(result.sin().sum(), [row, *convolution.parameters()])]
-        )
-    for direct, ours in zip(*results):
-        torch.testing.assert_close(ours, direct, rtol=0, atol=1e-12)
-
-
 def test_dropout_is_where_torchaudio_has_it(monkeypatch):
     hubert, (wave,) = random_encoder(TINY), speech(6_000)
     hubert.train()
@@ -232,34 +208,6 @@ def test_dropout_is_where_torchaudio_has_it(monkeypatch):
     ours = alone(hubert, wave)
     torch.manual_seed(0)
     torch.testing.assert_close(ours, torchaudio_states(hubert, wave), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("T", [64, 704])
-def test_attention_dropout_keeps_each_share_with_its_probability_and_scales_it(T):
-    torch.manual_seed(0)
-    queries, keys = torch.randn(2, 1, 3, T, T).double()
-    every_share = (
-        torch.eye(T).double().expand(1, 3, T, T)
-    )  # as values: what comes out is the shares
-    shares = F.scaled_dot_product_attention(queries, keys, every_share)
-    dropped = kernels.attend_with_dropout(queries, keys, every_share, 0.3)
-    kept = dropped != 0
-    torch.testing.assert_close(dropped, torch.where(kept, shares / 0.7, 0), rtol=1e-9, atol=1e-12)
-    assert abs(kept.double().mean() - 0.7) < 4 * (0.21 / kept.numel()) ** 0.5
-    assert (
-        abs(kept[0, 0].ne(kept[0, 1]).double().mean() - 0.42) < 0.05
-    )  # each head has a mask of its own
-
-
-def test_attention_dropout_has_its_derivative():
-    torch.manual_seed(0)
-    inputs = [torch.randn(1, 2, 5, 3, dtype=torch.double, requires_grad=True) for _ in range(3)]
-
-    def same_mask(*inputs):
-        torch.manual_seed(1)
-        return kernels.attend_with_dropout(*inputs, 0.3)
-
-    assert torch.autograd.gradcheck(same_mask, inputs)
 
 
 def test_attention_drops_out_in_training_only():
@@ -302,297 +250,6 @@ def test_a_frozen_encoder_stays_in_evaluation_mode():
     assert not any(module.training for module in hubert.modules())
 
 
-# Weights from everywhere
-
-
-def huggingface(state, old):
-    """The names of transformers' HubertForCTC, with its head; `old`: facebook/hubert-base-ls960's weight norm."""
-    renamed = {"hubert.masked_spec_embed": torch.zeros(128), "lm_head.weight": torch.zeros(32, 128)}
-    for name, tensor in state.items():
-        for ours, theirs in (
-            ("encoder.feature_projection", "feature_projection"),
-            ("encoder.transformer", "encoder"),
-        ):
-            name = name.replace(ours, theirs)
-        renamed["hubert." + old_weight_norm(name, old)] = tensor
-    return renamed
-
-
-def fairseq(state):
-    """The names of fairseq's hubert_base_ls960.pt."""
-    renamed = {
-        "mask_emb": torch.zeros(128),
-        "label_embs_concat": torch.zeros(504, 256),
-        "final_proj.weight": torch.zeros(9, 128),
-        "final_proj.bias": torch.zeros(9),
-    }
-    for name, tensor in state.items():
-        for ours, theirs in (
-            ("conv_layers.0.layer_norm.", "conv_layers.0.2."),
-            (".conv.weight", ".0.weight"),
-            ("encoder.feature_projection.projection.", "post_extract_proj."),
-            ("encoder.feature_projection.layer_norm.", "layer_norm."),
-            ("pos_conv_embed.conv.", "pos_conv.0."),
-            ("encoder.transformer.", "encoder."),
-            (".attention.", ".self_attn."),
-            ("feed_forward.intermediate_dense.", "fc1."),
-            ("feed_forward.output_dense.", "fc2."),
-        ):
-            name = name.replace(ours, theirs)
-        if name.startswith("encoder.layers.") and ".final_layer_norm." not in name:
-            name = name.replace(".layer_norm.", ".self_attn_layer_norm.")
-        renamed[old_weight_norm(name, True)] = tensor
-    return renamed
-
-
-def old_weight_norm(name, old=True):
-    """Weight norm as PyTorch before 2.0 spelt it."""
-    new = "parametrizations.weight.original"
-    return name.replace(new + "0", "weight_g").replace(new + "1", "weight_v") if old else name
-
-
-def write_safetensors(path, state):
-    """A file in Hugging Face's format, with the metadata that transformers writes."""
-    header, body = {"__metadata__": {"format": "pt"}}, b""
-    for name, tensor in state.items():
-        raw = tensor.contiguous().numpy().tobytes()
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(tensor.shape),
-            "data_offsets": [len(body), len(body) + len(raw)],
-        }
-        body += raw
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
-
-
-def save_fairseq(path, weights, monkeypatch):
-    """fairseq's checkpoint, with an object of its class Dictionary beside the weights, written without fairseq."""
-    modules = {
-        name: types.ModuleType(name)
-        for name in ("fairseq", "fairseq.data", "fairseq.data.dictionary")
-    }
-    dictionary = type("Dictionary", (), {"__module__": "fairseq.data.dictionary"})
-    modules["fairseq.data.dictionary"].Dictionary = dictionary
-    entry = dictionary()
-    entry.symbols, entry.indices = ["<s>", "0"], {"<s>": 0, "0": 1}
-    with monkeypatch.context() as patch:
-        for name, module in modules.items():
-            patch.setitem(sys.modules, name, module)
-        torch.save(
-            {
-                "args": argparse.Namespace(arch="hubert"),
-                "cfg": {"task": {"_name": "hubert_pretraining"}},
-                "model": weights,
-                "task_state": {"dictionaries": [entry]},
-            },
-            path,
-        )
-
-
-LAYOUTS = (
-    "torchaudio",
-    "torchaudio-old",
-    "huggingface-bin",
-    "huggingface-bin-old",
-    "huggingface-safetensors",
-    "huggingface-file",
-    "fairseq",
-    "ours",
-    "run",
-)
-
-
-def write(layout, hubert, folder, monkeypatch):
-    """One encoder in a layout of the world; returns the source for `load_encoder`."""
-    state, file = hubert.state_dict(), folder / "weights.pt"
-    if layout.startswith("torchaudio"):
-        torch.save(
-            {
-                old_weight_norm(name, layout.endswith("old")): tensor
-                for name, tensor in state.items()
-            },
-            file,
-        )
-    elif layout.startswith("huggingface-bin"):
-        torch.save(huggingface(state, layout.endswith("old")), folder / "pytorch_model.bin")
-        (folder / "config.json").write_text("{}")
-        return str(folder)
-    elif layout.startswith("huggingface"):
-        write_safetensors(folder / "model.safetensors", huggingface(state, old=False))
-        return str(folder / "model.safetensors") if layout.endswith("file") else str(folder)
-    elif layout == "fairseq":
-        save_fairseq(file, fairseq(state), monkeypatch)
-    elif layout == "ours":
-        torch.save(hubert.checkpoint(), file)
-    else:
-        torch.save(
-            {
-                "step": 3,
-                "model": {"layer_sum.weights": torch.zeros(5)},
-                "encoder": hubert.checkpoint(),
-            },
-            file,
-        )
-    return str(file)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_states(layout, tmp_path, monkeypatch):
-    hubert = random_encoder(TINY, seed=7)
-    loaded = load_encoder(write(layout, hubert, tmp_path, monkeypatch))
-    assert not loaded.training
-    waves, lengths = (
-        pad_sequence(speech(6_000, 4_000), batch_first=True),
-        torch.tensor([6_000, 4_000]),
-    )
-    for batch in ((waves, lengths), (waves[:1], lengths[:1])):
-        torch.testing.assert_close(loaded(*batch)[0], hubert(*batch)[0], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("damage", ["missing", "unknown", "misshapen"])
-def test_a_wrong_parameter_is_named_in_one_sentence(layout, damage, tmp_path, monkeypatch):
-    hubert, key = random_encoder(TINY), "encoder.transformer.layers.2.attention.k_proj.weight"
-    state = dict(hubert.state_dict())
-    if damage == "missing":
-        del state[key]
-    elif damage == "misshapen":
-        state[key] = torch.zeros(3, 5)
-    else:
-        key = "encoder.transformer.layers.2.attention.gate.weight"
-        state[key] = torch.zeros(2)
-    fake = SimpleNamespace(
-        state_dict=lambda: state, checkpoint=lambda: {"config": TINY, "state_dict": state}
-    )
-    source = write(layout, fake, tmp_path, monkeypatch)
-    with pytest.raises(EncoderError) as caught:
-        load_encoder(source)
-    assert (
-        key in str(caught.value) and source in str(caught.value) and "\n" not in str(caught.value)
-    )
-
-
-def test_a_half_precision_file_becomes_float32_and_keeps_its_own_sizes(tmp_path):
-    hubert = random_encoder(TINY | {"encoder_num_layers": 2, "encoder_embed_dim": 64})
-    saved = hubert.checkpoint()
-    saved["state_dict"] = {name: tensor.half() for name, tensor in saved["state_dict"].items()}
-    torch.save(saved, tmp_path / "half.pt")
-    loaded = load_encoder(str(tmp_path / "half.pt"))
-    assert (loaded.dim, loaded.num_states) == (64, 3)
-    assert all(tensor.dtype == torch.float32 for tensor in loaded.state_dict().values())
-    (wave,) = speech(6_000)
-    assert (alone(loaded, wave) - alone(hubert, wave)).abs().max() < 0.02
-
-
-def test_tiny_is_the_file_beside_the_code_and_its_absence_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "TINY_FILE", tmp_path / "tiny_hubert.pt")
-    with pytest.raises(EncoderError, match="tiny_hubert.pt: no such file"):
-        load_encoder("tiny")
-    torch.save(random_encoder(TINY, seed=3).checkpoint(), tmp_path / "tiny_hubert.pt")
-    (wave,) = speech(3_000)
-    assert torch.equal(alone(load_encoder("tiny"), wave), alone(random_encoder(TINY, seed=3), wave))
-
-
-def test_the_tiny_encoder_fits_into_two_megabytes_of_half_precision():
-    assert 2 * sum(tensor.numel() for tensor in random_encoder(TINY).state_dict().values()) < 2e6
-
-
-def test_hubert_base_is_torchaudios_and_is_read_as_plain_weights(monkeypatch):
-    asked = []
-
-    def get_model(dl_kwargs):
-        asked.append(dl_kwargs)
-        return random_encoder(TINY, seed=5)
-
-    monkeypatch.setattr(model, "BASE", TINY)
-    monkeypatch.setattr(torchaudio.pipelines.HUBERT_BASE, "get_model", get_model, raising=False)
-    (wave,) = speech(3_000)
-    assert torch.equal(
-        alone(load_encoder("hubert_base"), wave), alone(random_encoder(TINY, seed=5), wave)
-    )
-    assert asked == [{"weights_only": True}]
-
-
-def test_no_network_is_one_sentence(monkeypatch):
-    def get_model(dl_kwargs):
-        raise urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setattr(torchaudio.pipelines.HUBERT_BASE, "get_model", get_model, raising=False)
-    with pytest.raises(
-        EncoderError, match="hubert_base: the download failed .*Name or service not known"
-    ):
-        load_encoder("hubert_base")
-
-
-def test_base_has_the_parameters_of_torchaudios_bundle():
-    bundle = dict(torchaudio.pipelines.HUBERT_BASE._params)
-    del bundle["aux_num_out"]
-    assert BASE == bundle | {"encoder_layer_drop": 0.0}
-
-
-class Malice:
-    """An object whose pickle runs a command when it is loaded."""
-
-    def __init__(self, proof):
-        self.proof = proof
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.proof}",)
-
-
-@pytest.mark.parametrize("name", ["evil.pt", "pytorch_model.bin", "plain.pkl"])
-def test_a_file_that_would_run_code_is_refused_and_its_code_does_not_run(name, tmp_path):
-    path, content = tmp_path / name, {"model": {}, "extra": Malice(tmp_path / "proof")}
-    if name == "plain.pkl":
-        path.write_bytes(pickle.dumps(content, protocol=2))
-    else:
-        torch.save(content, path)
-    with pytest.raises(EncoderError, match=f"{name}: not loaded") as caught:
-        load_encoder(str(path))
-    assert not (tmp_path / "proof").exists() and "\n" not in str(caught.value)
-    assert "weights_only=False" not in str(caught.value)  # PyTorch's own advice
-    assert "system" in str(caught.value) or name == "plain.pkl"
-
-
-@pytest.mark.parametrize("name", ["a.pt", "model.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", bytes(40)])
-def test_a_damaged_file_is_one_sentence(name, content, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(EncoderError, match=f"{name}: not loaded, because it is damaged"):
-        load_encoder(str(tmp_path / name))
-
-
-@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
-def test_a_truncated_file_is_one_sentence(file, tmp_path):
-    state = huggingface(random_encoder(TINY).state_dict(), old=False)
-    write_safetensors(tmp_path / file, state) if "safe" in file else torch.save(
-        state, tmp_path / file
-    )
-    raw = (tmp_path / file).read_bytes()
-    (tmp_path / file).write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(EncoderError, match=f"{file}: not loaded"):
-        load_encoder(str(tmp_path))
-
-
-def test_one_wrong_bit_in_a_checkpoint_is_noticed(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    torch.save(random_encoder(TINY).checkpoint(), path)
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    path.write_bytes(raw)
-    with pytest.raises(EncoderError, match="checkpoint.pt: not loaded, because it is damaged"):
-        load_encoder(str(path))
-    with pytest.raises(RunError, match="no checkpoint of ours, or a damaged one"):
-        load_checkpoint(tmp_path)
-
-
-def test_an_unknown_source_is_one_sentence(tmp_path):
-    for source in ("hubert_bse", str(tmp_path)):
-        with pytest.raises(EncoderError, match=f"{source}: no such file"):
-            load_encoder(source)
-
-
 def test_a_random_encoder_is_always_the_same_and_leaves_the_random_numbers_alone():
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -608,25 +265,37 @@ def test_a_random_encoder_is_always_the_same_and_leaves_the_random_numbers_alone
     assert not torch.equal(alone(first, wave), alone(other, wave))
 
 
-def test_states_equal_those_of_transformers(tmp_path):
-    transformers = pytest.importorskip(
-        "transformers", reason="Hugging Face's transformers is not installed"
-    )
-    config = transformers.HubertConfig(
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        conv_dim=[32] * 7,
-        num_conv_pos_embeddings=32,
-        num_conv_pos_embedding_groups=8,
-    )
-    theirs = transformers.HubertModel(config).eval()
-    theirs.save_pretrained(tmp_path)
-    (wave,) = speech(9_000)
+def test_random_weights_are_torchaudios():
+    config = {key: value for key, value in TINY.items() if key not in NO_NORMALIZATION}
+    torch.manual_seed(3)
+    expected = torchaudio.models.wav2vec2_model(**config, aux_num_out=None).state_dict()
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    ours = Hubert(TINY).state_dict()
+    assert torch.equal(torch.rand(1), after) and list(ours) == list(expected)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_digest_of_an_encoder_depends_on_its_weights_and_its_configuration_alone():
+    hubert = random_encoder(TINY)
+    digest = encoder_digest(hubert)
+    assert digest == encoder_digest(random_encoder(TINY).train().requires_grad_(False))
+    old = {key: value for key, value in TINY.items() if key not in NO_NORMALIZATION}
+    assert digest == encoder_digest(
+        random_encoder(
+            old
+            | {
+                "extractor_conv_layer_config": [
+                    list(layer) for layer in TINY["extractor_conv_layer_config"]
+                ]
+            }
+        )
+    )  # as JSON returns it
+    assert digest != encoder_digest(random_encoder(TINY | {"encoder_num_heads": 8}))
+    assert digest != encoder_digest(random_encoder(TINY, seed=1))
     with torch.no_grad():
-        expected = theirs(wave[None], output_hidden_states=True).hidden_states
-    assert (alone(load_encoder(str(tmp_path)), wave) - torch.cat(expected)).abs().max() < 1e-5
+        hubert.encoder.transformer.layers[3].final_layer_norm.bias[5] = 1e-30
+    assert digest != encoder_digest(hubert)
 
 
 # The weighted sum
@@ -693,10 +362,10 @@ def test_time_warp_leaves_ten_frames_and_all_padding_alone():
 
 def test_masks_have_the_reference_values():
     torch.manual_seed(0)
-    times = model._spans(2, 100, 2, 40)
+    times = model._random_spans(2, 100, 2, 40)
     assert times.sum(1).tolist() == [39, 13] and times[0, 29:68].all() and times[1, 4:17].all()
     torch.manual_seed(0)
-    assert model._spans(2, 768, 4, 50).sum(1).tolist() == [126, 72]
+    assert model._random_spans(2, 768, 4, 50).sum(1).tolist() == [126, 72]
 
 
 def test_random_numbers_are_drawn_in_the_released_codes_order():
@@ -724,8 +393,8 @@ def test_random_numbers_are_drawn_in_the_released_codes_order():
 
 def test_masks_are_as_large_as_the_released_codes_on_average():
     torch.manual_seed(0)
-    times = [int(model._spans(1, 300, 2, 40).sum()) for _ in range(2_000)]
-    dims = [int(model._spans(1, 768, 4, 50).sum()) for _ in range(2_000)]
+    times = [int(model._random_spans(1, 300, 2, 40).sum()) for _ in range(2_000)]
+    dims = [int(model._random_spans(1, 768, 4, 50).sum()) for _ in range(2_000)]
     assert sum(times) / 2_000 == pytest.approx(37.0, abs=1.5) and sum(
         dims
     ) / 2_000 == pytest.approx(91.8, abs=2.5)
@@ -982,6 +651,52 @@ def test_spec_augment_is_for_training_and_never_warps_frame_aligned_targets(monk
     ]
     multitask.eval()(batches)
     assert len(calls) == 3
+
+
+def test_random_numbers_of_a_key_are_always_the_same_and_those_of_another_key_differ():
+    keys = [(0, 1, 0, "a"), (0, 1, 0, "b"), (0, 2, 0, "a"), (1, 1, 0, "a"), (0, 1, 1, "a"), ()]
+    drawn = []
+    for key in [*keys, *keys]:
+        seed_random_numbers(*key)
+        drawn.append(torch.rand(1).item())
+    assert drawn[:6] == drawn[6:] and len(set(drawn)) == 6
+
+
+def test_with_a_random_key_the_order_in_which_heads_are_computed_does_not_matter():
+    batches = step()
+    targets = {"a": [2, 3], "b": [[1, 2, 2]], "c": [1.0, 2.0, 3.0]}
+    for task, batch in batches.items():
+        batch.targets = targets[task]
+    multitask = three_tasks(augment=True)
+    multitask.time_mask_width = 3  # of 18 frames
+    multitask.heads["b"] = BLSTMCTCHead(128, 5, 16)  # it has dropout
+    cached = {}
+    for task, batch in batches.items():
+        states, frames = multitask.encoder(batch.waves, batch.lengths)
+        cached[task] = FrozenBatch(states.detach(), frames, batch.targets, batch.ids)
+    losses = multitask(cached, random_key=(0, 7, 0))
+    backwards = multitask(dict(reversed(cached.items())), random_key=(0, 7, 0))
+    assert list(backwards) == ["c", "b", "a"]
+    for task in "abc":
+        assert torch.equal(losses[task], backwards[task])
+        assert torch.equal(
+            losses[task], multitask({task: cached[task]}, random_key=(0, 7, 0))[task]
+        )
+        assert not torch.equal(losses[task], multitask(cached, random_key=(0, 8, 0))[task])
+
+
+def test_with_a_random_key_the_encoder_drops_out_the_same_and_without_one_nothing_is_seeded():
+    multitask, batches = three_tasks(augment=True, encoder_dropout=0.5), step()
+    multitask.time_mask_width = 3  # of 18 frames
+    first, again = (multitask(batches, random_key=(1, 2, 3)) for _ in range(2))
+    assert all(torch.equal(first[task], again[task]) for task in "abc")
+    torch.manual_seed(0)
+    expected = multitask(batches)
+    torch.manual_seed(0)
+    same = multitask(batches)
+    other = multitask(batches)
+    assert all(torch.equal(same[task], expected[task]) for task in "abc")
+    assert not any(torch.equal(other[task], expected[task]) for task in "abc")
 
 
 def test_spec_augment_lets_the_gradient_through():
