@@ -256,7 +256,7 @@ def write(runs, run, task, **metrics):
 
 @pytest.fixture
 def runs(tmp_path):
-    """200 utterances: one more error in each without ER; 3 more in 105 and 3 fewer in 95 without KS."""
+    """200 utterances. Without ER: one more error in each. Without KS: 3 more in 105, 3 fewer in 95."""
     runs = tmp_path / "runs"
     write(runs, "mtl-all", "ASR", wer=[(5, 10)] * 200)
     write(runs, "leave-one-out-ER", "ASR", wer=[(6, 10)] * 200)
