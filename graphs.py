@@ -1,23 +1,27 @@
-"""Which task helps which, and which one hurts: the two relation graphs of Fig. 2 (paper, Section 4.2).
+"""Which task helps or hurts which: the two relation graphs of Fig. 2 (paper, Section 4.2).
 
-    python graphs.py --paper --out figures/paper                # from the paper's own Table 1
-    python graphs.py --runs runs --out figures --seed 0 1 2     # from our runs mtl-all and leave-one-out-*
+    python graphs.py --paper --out figures/paper              # from the paper's Table 1
+    python graphs.py --runs runs --out figures --seed 0 1 2   # from our runs of (b-1) and (b-2)
 
-Take task B out of multi-task learning and score task A (SF: its CER), beside a model that learned all tasks. If A got
-worse by at least 0.5 % of its value, B helps A: an edge B -> A in the improvement graph. If A got better by as much,
-an edge in the hurt graph. The paper has one number
-per cell and cannot say which edges are noise. We have every prediction: a paired bootstrap gives each edge a 95 %
-interval, and an edge is dashed if that contains 0. Of the luck of training, a single seed says nothing.
+Multi-task learning without task B is compared with multi-task learning of all tasks. If the metric
+of task A (SF: its CER) gets worse by at least 0.5 % of its value, B helps A, and the improvement
+graph has an edge B -> A. If it gets better by as much, the hurt graph has this edge.
 
-Writes edges.json, improvement.dot, hurt.dot, fig2.svg, fig2.png. K seeds, n utterances (ASV: trials).
+The paper has one number per cell, which cannot show whether an edge is noise. Our runs keep the
+predictions of all test utterances, so a paired bootstrap gives each edge a 95 % interval. An edge
+is dashed if its interval contains 0. One seed cannot show training variance.
+
+Writes edges.json, improvement.dot, hurt.dot, fig2.svg, fig2.png. K seeds, n utterances or trials.
 """
+
 import argparse
 import json
-from itertools import cycle
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
@@ -28,127 +32,311 @@ from metrics import paired_bootstrap
 from tasks import TASKS, Metric
 
 PAPER = Path(__file__).with_name("paper_table1.json")
-# Caption of Fig. 2: width -> smallest change in percent, legend, line width as drawn (points).
-WIDTHS = {"thick": (8.0, "≥ 8 % change", 3.0), "medium": (2.0, "2–8 %", 1.6), "thin": (0.5, "0.5–2 %", 0.7)}
-GRAPHS = {"improvement": ("#1b6ca8", "A is worse without B"), "hurt": ("#b5442e", "A is better without B")}
-LOOKS = [("#a9d0ea", "o"), ("#e6c6e1", "p"), ("#bfe3a5", "h"), ("#fdd08a", "s"), ("#f3b5a5", "8")]  # fill and marker
-DASHES, DARK = (0, (3.2, 1.6)), "#333333"
+GRAPHS = {"improvement": "A is worse without B", "hurt": "A is better without B"}
+
+
+# Read the changes
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the metric of task `target` changes without task `source`, in percent of its value."""
+
+    source: str
+    target: str
+    percent: float  # positive: the metric is higher without the source
+    low: float | None = None  # 95 % interval; None: the paper has one number per cell
+    high: float | None = None
+    significant: bool | None = None  # None: unknown
+
+    @property
+    def graph(self) -> str:
+        """The graph of Fig. 2 that the change belongs to."""
+        worse = (self.percent > 0) == drawn_metric(self.target).lower_is_better
+        return "improvement" if worse else "hurt"
+
 
 def drawn_metric(task: str) -> Metric:
-    """The metric whose change makes the edges to a task."""
+    """The metric whose changes make the edges to a task."""
     return TASKS[task].metrics[TASKS[task].graph_metric]
 
-def paper_changes() -> dict[tuple[str, str], tuple]:
-    """(source, target) -> (change of the target's metric without the source, in percent; no interval: None, None)."""
-    table, changes = json.loads(PAPER.read_text()), {}
+
+def paper_changes() -> list[Change]:
+    """The changes in the paper's Table 1 from row (b-1) to the rows (b-2)."""
+    table = json.loads(PAPER.read_text())
+    changes = []
     for source, row in table["leave-one-out"].items():
         for target, scores in row.items():
             metric = drawn_metric(target).name
-            changes[source, target] = 100 * (scores[metric] / table["mtl"][target][metric] - 1), None, None
+            before, after = table["mtl"][target][metric], scores[metric]
+            changes.append(Change(source, target, 100 * (after / before - 1)))
     return changes
 
-def read_pairs(results: list[dict], task: str) -> list[dict[tuple, list]]:
-    """For each run, (id, reference) of a test utterance -> the two numbers that it adds to the task's metric.
-    RunError for a damaged file."""
-    found = []
-    for result in results:
-        if task in result["metrics"]:
-            path = result["path"] / "predictions" / f"{task}.jsonl"
-            try:
-                rows = sorted(load_json(path, lines=True), key=lambda row: row["id"])
-                found.append({(row["id"], str(row["reference"])): row[drawn_metric(task).name] for row in rows})
-            except (KeyError, TypeError) as error:
-                raise RunError(f"no predictions of {task} in {path}; delete the run and train again") from error
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    path: Path
+    scenario: str
+    label: str  # the task left out, or "all"
+    seed: int
+    fold: int
+    metrics: dict[str, dict[str, float]]  # {task: {metric: percent}}
+
+    def pairs(self, task: str, metric: str) -> list[tuple[tuple, list]]:
+        """((id, reference), two numbers) of each test utterance; RunError for a damaged file."""
+        path = self.path / "predictions" / f"{task}.jsonl"
+        try:
+            rows = load_json(path, lines=True)
+            return [((row["id"], str(row["reference"])), row[metric]) for row in rows]
+        except (KeyError, TypeError) as error:
+            message = f"no predictions of {task} in {path}; delete the run and train again"
+            raise RunError(message) from error
+
+
+def finished_runs(folder: Path) -> list[Result]:
+    """All finished runs in a folder."""
+    results = []
+    for saved in read_results(folder):
+        results.append(Result(saved["path"], saved["scenario"], saved["task"], saved["seed"],
+                              saved["fold"], saved["metrics"]))
+    return results
+
+
+def find_runs(folder: Path, seeds: list[int]) -> dict[str, list[Result]]:
+    """The runs to compare, sorted by seed: {"mtl-all" or "leave-one-out-<task>": runs}."""
+    found = {name: [] for name in ("mtl-all", *(f"leave-one-out-{task}" for task in TASKS))}
+    for result in sorted(finished_runs(folder), key=lambda result: result.seed):
+        name = f"{result.scenario}-{result.label}"
+        # Runs of the other folds have other test utterances.
+        if name in found and result.seed in seeds and result.fold == 1:
+            found[name].append(result)
     return found
 
-def run_changes(runs: Path, seeds: list[int]) -> dict[tuple[str, str], tuple]:
-    """(source, target) -> (change, low, high): 95 % interval of the change; all in percent of the target's metric in
-    mtl-all. Prints what is missing; ValueError if nothing can be compared."""
-    changes, tested = {}, {name: [] for name in ("mtl-all", *(f"leave-one-out-{task}" for task in TASKS))}
-    for result in read_results(runs):
-        name = f"{result['scenario']}-{result['task']}"
-        if name in tested and result["seed"] in seeds and result["fold"] == 1:  # other folds, other utterances
-            tested[name].append(result)
+
+def read_pairs(runs: list[Result], task: str) -> dict[int, dict]:
+    """What each test utterance adds to the task's metric: {seed: {utterance: two numbers}}."""
+    pairs = {}
+    for run in runs:
+        if task in run.metrics:
+            if run.seed in pairs:
+                raise ValueError(f"two runs of seed {run.seed}, one of them in {run.path}; "
+                                 "move one to another folder")
+            pairs[run.seed] = dict(sorted(run.pairs(task, drawn_metric(task).name)))
+    return pairs
+
+
+def compare(source: str, target: str, before: dict, after: dict) -> Change | None:
+    """The change of a metric from runs with the source to runs without it.
+
+    `before` and `after` come from `read_pairs`. Only seeds that both have are compared, seed by
+    seed. None if there is none, or if the metric before is 0, as a change is relative to it.
+    Raises ValueError if the runs were tested on different utterances.
+    """
+    utterances = [list(pairs) for pairs in [*before.values(), *after.values()]]
+    if any(others != utterances[0] for others in utterances):
+        raise ValueError(f"mtl-all and leave-one-out-{source} were tested on other utterances of "
+                         f"{target}; use the same data for all runs")
+    seeds = [seed for seed in before if seed in after]
+    pairs_before = [list(before[seed].values()) for seed in seeds]  # (K, n, 2)
+    pairs_after = [list(after[seed].values()) for seed in seeds]  # (K, n, 2)
+    reduce = drawn_metric(target).reduce
+    value = np.mean([reduce(pairs) for pairs in pairs_before]) if seeds else 0
+    if value == 0:
+        return None
+    difference, low, high = paired_bootstrap(pairs_before, pairs_after, reduce)
+    return Change(source, target, 100 * difference / value, 100 * low / value, 100 * high / value,
+                  significant=not low <= 0 <= high)
+
+
+def run_changes(folder: Path, seeds: list[int]) -> list[Change]:
+    """The changes from our runs mtl-all to our runs leave-one-out-*; prints what is missing.
+
+    Raises ValueError if nothing can be compared.
+    """
+    runs = find_runs(folder, seeds)
+    changes = []
     for target in TASKS:
-        metric, before = drawn_metric(target), read_pairs(tested["mtl-all"], target)
-        value = np.mean([metric.reduce([*pairs.values()]) for pairs in before] or [0.0])
-        if before and value == 0:
-            print(f"note: no edges to {target}: {metric.name} of mtl-all is 0, and changes are relative to it")
+        metric, before = drawn_metric(target), read_pairs(runs["mtl-all"], target)
+        if before and all(metric.reduce(list(pairs.values())) == 0 for pairs in before.values()):
+            print(f"note: no edges to {target}: {metric.name} of mtl-all is 0, and changes are "
+                  "relative to it")
         for source in TASKS:
-            after = read_pairs(tested[f"leave-one-out-{source}"], target)
-            if value == 0 or not after:
-                continue
-            if any([*pairs] != [*before[0]] for pairs in before + after):
-                raise ValueError(f"{runs}: mtl-all and leave-one-out-{source} were tested on other utterances of "
-                                 f"{target}; use the same data for all runs")
-            both = ([[*pairs.values()] for pairs in run] for run in (before, after))  # (K, n, 2) each
-            changes[source, target] = tuple(100 * x / value for x in paired_bootstrap(*both, metric.reduce))
+            after = read_pairs(runs[f"leave-one-out-{source}"], target)
+            change = compare(source, target, before, after)
+            if change:
+                changes.append(change)
     if not changes:
-        raise ValueError(f"nothing to draw: {runs} needs finished runs mtl-all and leave-one-out-NAME (train.py)")
-    for name, found in tested.items():
+        raise ValueError(f"nothing to draw: {folder} needs finished runs mtl-all and "
+                         "leave-one-out-NAME (train.py)")
+    for name, found in runs.items():
         if len(found) < len(seeds):
             print(f"note: {len(found)} of {len(seeds)} runs {name}")
     return changes
 
-def make_edges(changes: dict[tuple[str, str], tuple]) -> list[dict]:
-    """The edges that the rule in Fig. 2's caption makes of (change, low, high): first improvement, then hurt."""
-    edges = []
-    for (source, target), (change, low, high) in changes.items():
-        size = round(abs(change), 6)  # 2.00 -> 2.01 is 0.49999... % in floating point
-        width = next((name for name, (smallest, _, _) in WIDTHS.items() if size >= smallest), None)
-        if width:
-            graph = "improvement" if (change > 0) == drawn_metric(target).lower_is_better else "hurt"
-            edge = {"graph": graph, "source": source, "target": target, "width": width, "change": round(change, 2)}
-            if low is not None:
-                edge |= {"low": round(low, 2), "high": round(high, 2), "significant": not low <= 0 <= high}
-            edges.append(edge)
-    return sorted(edges, key=lambda edge: list(GRAPHS).index(edge["graph"]))
 
-def draw(edges: list[dict], tasks: list[str], title: str) -> Figure:
-    """Fig. 2: both graphs side by side, the tasks clockwise on a circle, the same in both."""
-    looks = dict(zip(dict.fromkeys(TASKS[name].group for name in tasks), cycle(LOOKS)))
-    turns = 2 * np.pi * np.arange(len(tasks)) / len(tasks)
-    places = np.stack([np.sin(turns), np.cos(turns)], 1)  # (tasks, 2)
+# Make the edges, by the rule in the caption of Fig. 2
+
+
+@dataclass(frozen=True)
+class Width:
+    """A line width of Fig. 2."""
+
+    name: str
+    smallest: float  # change in percent
+    legend: str
+    points: float  # as drawn
+
+
+WIDTHS = (
+    Width("thick", 8.0, "≥ 8 % change", 3.0),
+    Width("medium", 2.0, "2–8 %", 1.6),
+    Width("thin", 0.5, "0.5–2 %", 0.7),
+)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An arrow of Fig. 2, from `change.source` to `change.target`."""
+
+    change: Change
+    width: Width
+
+    @property
+    def is_noise(self) -> bool:
+        """Is the edge dashed? The noise of the paper's edges is unknown: they are solid."""
+        return self.change.significant is False
+
+    def as_json(self) -> dict:
+        """The entry of edges.json."""
+        change = self.change
+        entry = {"graph": change.graph, "source": change.source, "target": change.target,
+                 "width": self.width.name, "change": round(change.percent, 2)}
+        if change.low is not None:
+            entry |= {"low": round(change.low, 2), "high": round(change.high, 2),
+                      "significant": change.significant}
+        return entry
+
+
+def make_edges(changes: list[Change]) -> list[Edge]:
+    """The edges of both graphs: first improvement, then hurt."""
+    edges = []
+    for graph in GRAPHS:
+        for change in changes:
+            size = round(abs(change.percent), 6)  # 2.00 -> 2.01 is 0.49999... % in floating point
+            widths = [width for width in WIDTHS if size >= width.smallest]
+            if widths and change.graph == graph:
+                edges.append(Edge(change, widths[0]))
+    return edges
+
+
+# Draw
+
+COLOURS = {"improvement": "#1b6ca8", "hurt": "#b5442e"}
+FILLS = ("#a9d0ea", "#e6c6e1", "#bfe3a5", "#fdd08a", "#f3b5a5")  # one per group of tasks
+MARKERS = ("o", "p", "h", "s", "8")
+DARK = "#333333"
+DASHES = (0, (3.2, 1.6))
+
+
+def group_looks(tasks: list[str]) -> dict[str, dict]:
+    """{group of tasks: its marker and colour}; from the sixth group on, looks repeat."""
+    looks = {}
+    for group in dict.fromkeys(TASKS[task].group for task in tasks):
+        i = len(looks) % len(FILLS)
+        looks[group] = {"marker": MARKERS[i], "color": FILLS[i]}
+    return looks
+
+
+def draw_graph(axes: Axes, edges: list[Edge], tasks: list[str]) -> None:
+    """One graph, with the tasks clockwise on a circle."""
+    angles = 2 * np.pi * np.arange(len(tasks)) / len(tasks)
+    places = np.stack([np.sin(angles), np.cos(angles)], 1)  # (tasks, 2)
+    axes.set(aspect="equal", xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))
+    axes.axis("off")
+    for edge in edges:
+        start, end = tasks.index(edge.change.source), tasks.index(edge.change.target)
+        # Clockwise edges are bent, the others are straight: no edge lies on its reverse.
+        bend = 0.09 if (end - start) % len(tasks) <= len(tasks) / 2 else 0.0
+        points = edge.width.points
+        axes.add_patch(FancyArrowPatch(
+            places[start], places[end], connectionstyle=f"arc3,rad={bend}", shrinkA=21, shrinkB=24,
+            arrowstyle="-|>", mutation_scale=7 + 2.6 * points, linewidth=points, capstyle="butt",
+            color=COLOURS[edge.change.graph], linestyle=DASHES if edge.is_noise else "-",
+            alpha=0.5 if edge.is_noise else 1,
+            zorder=(2 if edge.is_noise else 3) - points / 9))  # thin edges lie on thick ones
+    looks = group_looks(tasks)
+    for task, place in zip(tasks, places):
+        axes.scatter(*place, 700, edgecolors=DARK, zorder=3, **looks[TASKS[task].group])
+        axes.text(*place, task, ha="center", va="center", weight="bold", zorder=4)
+
+
+def draw(edges: list[Edge], tasks: list[str], title: str) -> Figure:
+    """Fig. 2: both graphs side by side with the tasks at the same places, and a legend."""
     figure = Figure(figsize=(10, 5.7))
     figure.subplots_adjust(0.01, 0.07, 0.99, 0.93, wspace=0.02)
-    for axes, (graph, (colour, meaning)) in zip(figure.subplots(1, 2), GRAPHS.items()):
-        axes.set(aspect="equal", xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), title=f"{graph}, B → A: {meaning}")
-        axes.axis("off")
-        for edge in (edge for edge in edges if edge["graph"] == graph):
-            start, end = tasks.index(edge["source"]), tasks.index(edge["target"])
-            clockwise = (end - start) % len(tasks) <= len(tasks) / 2  # bent, the others straight: no edge is on another
-            points, sure = WIDTHS[edge["width"]][2], edge.get("significant", True)
-            axes.add_patch(FancyArrowPatch(
-                places[start], places[end], connectionstyle=f"arc3,rad={0.09 * clockwise}", shrinkA=21, shrinkB=24,
-                arrowstyle="-|>", mutation_scale=7 + 2.6 * points, color=colour, linewidth=points, capstyle="butt",
-                linestyle="-" if sure else DASHES, alpha=1 if sure else 0.5, zorder=2 + sure - points / 9))
-        for name, place in zip(tasks, places):
-            fill, marker = looks[TASKS[name].group]
-            axes.scatter(*place, 700, fill, marker=marker, edgecolors=DARK, zorder=3)
-            axes.text(*place, name, ha="center", va="center", weight="bold", zorder=4)
-    legend = [Line2D([], [], linestyle="", marker=marker, markersize=9, color=fill, markeredgecolor=DARK, label=group)
-              for group, (fill, marker) in looks.items()]
-    legend += [Line2D([], [], color=DARK, linewidth=points, label=text) for _, text, points in WIDTHS.values()]
-    if any("low" in edge for edge in edges):
+    for axes, (graph, meaning) in zip(figure.subplots(1, 2), GRAPHS.items()):
+        axes.set_title(f"{graph}, B → A: {meaning}")
+        draw_graph(axes, [edge for edge in edges if edge.change.graph == graph], tasks)
+    legend = []
+    for group, look in group_looks(tasks).items():
+        legend.append(Line2D([], [], linestyle="", markersize=9, markeredgecolor=DARK, label=group,
+                             **look))
+    for width in WIDTHS:
+        legend.append(Line2D([], [], color=DARK, linewidth=width.points, label=width.legend))
+    if any(edge.change.low is not None for edge in edges):
         legend.append(Line2D([], [], color=DARK, linestyle=DASHES, label="may be 0 (95 %)"))
-    figure.legend(handles=legend, title=title, loc="lower center", ncols=len(legend), frameon=False, fontsize=8,
-                  columnspacing=1.4)
+    figure.legend(handles=legend, title=title, loc="lower center", ncols=len(legend), frameon=False,
+                  fontsize=8, columnspacing=1.4)
     return figure
 
-def dot(graph: str, edges: list[dict], tasks: list[str]) -> str:
+
+# Write
+
+
+def dot(graph: str, edges: list[Edge], tasks: list[str]) -> str:
     """One graph in the language of Graphviz (`dot -Tpdf hurt.dot`)."""
-    lines = [f"digraph {graph} {{ layout=circo;", *(f'  "{name}";' for name in tasks)]
-    lines += [f'  "{edge["source"]}" -> "{edge["target"]}" [label="{edge["change"]:+.2f}", '
-              f'penwidth={WIDTHS[edge["width"]][2]}, style={"solid" if edge.get("significant", True) else "dashed"}];'
-              for edge in edges if edge["graph"] == graph]
+    lines = [f"digraph {graph} {{ layout=circo;"]
+    lines += [f'  "{task}";' for task in tasks]
+    for edge in edges:
+        change, style = edge.change, "dashed" if edge.is_noise else "solid"
+        if change.graph == graph:
+            lines.append(f'  "{change.source}" -> "{change.target}" '
+                         f'[label="{change.percent:+.2f}", penwidth={edge.width.points}, '
+                         f"style={style}];")
     return "\n".join([*lines, "}\n"])
 
+
+def write_files(edges: list[Edge], tasks: list[str], title: str, out: Path) -> None:
+    """All files of this program. The same edges give the same bytes."""
+    out.mkdir(parents=True, exist_ok=True)
+    entries = [json.dumps(edge.as_json()) for edge in edges]
+    (out / "edges.json").write_text("[\n" + ",\n".join(entries) + "\n]\n")
+    for graph in GRAPHS:
+        (out / f"{graph}.dot").write_text(dot(graph, edges, tasks))
+    # Without a salt and with a date, each SVG file would be different.
+    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "fig2"}):
+        figure = draw(edges, tasks, title)
+        figure.savefig(out / "fig2.svg", metadata={"Date": None})
+        figure.savefig(out / "fig2.png", dpi=200)
+
+
+def print_edges(edges: list[Edge]) -> None:
+    """A table with one edge per line."""
+    rows = [("graph", "source", "target", "width", "change, %", "low", "high", "significant")]
+    rows += [tuple(edge.as_json().values()) for edge in edges]
+    for row in rows:
+        print("".join(f"{value!s:12}" for value in row).rstrip())
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; what is wrong is said in one sentence, with exit code 2."""
+    """The command line. User errors print one line and exit with code 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of our runs")
     parser.add_argument("--paper", action="store_true", help="draw the paper's Table 1 instead")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="seeds to average, where they exist")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0],
+                        help="seeds to average, where they exist")
     parser.add_argument("--out", type=Path, default=Path("figures"))
     args = parser.parse_args(arguments)
     try:
@@ -156,21 +344,18 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, RunError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     edges = make_edges(changes)
-    tasks = [name for name in TASKS if any(name in pair for pair in changes)]
-    tasks.sort(key=lambda name: TASKS[name].group)  # neighbours on the circle
-    title = "Table 1 of the paper" if args.paper else f"{args.runs}, seed {' '.join(map(str, args.seed))}"
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "edges.json").write_text("[\n" + ",\n".join(map(json.dumps, edges)) + "\n]\n")
-    for graph in GRAPHS:
-        (args.out / f"{graph}.dot").write_text(dot(graph, edges, tasks))
-    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "fig2"}):  # this and no date: same edges, same bytes
-        figure = draw(edges, tasks, title)
-        figure.savefig(args.out / "fig2.svg", metadata={"Date": None})
-        figure.savefig(args.out / "fig2.png", dpi=200)
-    for row in [("graph", "source", "target", "width", "change, %", "low", "high", "significant"),
-                *(edge.values() for edge in edges)]:
-        print("".join(f"{value!s:12}" for value in row).rstrip())
+    compared = {task for change in changes for task in (change.source, change.target)}
+    tasks = [task for task in TASKS if task in compared]
+    tasks.sort(key=lambda task: TASKS[task].group)  # a group's tasks are neighbours on the circle
+    seeds = " ".join(str(seed) for seed in args.seed)
+    title = "Table 1 of the paper" if args.paper else f"{args.runs}, seed {seeds}"
+    try:
+        write_files(edges, tasks, title, args.out)
+    except OSError as error:
+        parser.exit(2, f"error: cannot write to {args.out} ({error.strerror})\n")
+    print_edges(edges)
     print(f"wrote edges.json, *.dot, fig2.svg, fig2.png to {args.out}")
+
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,10 @@
-"""Fig. 2: the edges of the paper's Table 1 say what Section 4.2 says, and ours also say which of them are noise."""
+"""Fig. 2: the edges of Table 1 agree with Section 4.2, and ours show which of them are noise."""
 
 import json
 import re
 import xml.etree.ElementTree as xml
 from dataclasses import replace
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -13,12 +14,11 @@ import graphs
 from tasks import TASKS
 
 TABLE = json.loads(graphs.PAPER.read_text())
-CHANGES = {pair: change for pair, (change, _, _) in graphs.paper_changes().items()}
-EDGES = {
-    (edge["source"], edge["target"]): edge for edge in graphs.make_edges(graphs.paper_changes())
-}
+CHANGES = {(change.source, change.target): change.percent for change in graphs.paper_changes()}
+PAPER_EDGES = graphs.make_edges(graphs.paper_changes())
+EDGES = {(edge.change.source, edge.change.target): edge.as_json() for edge in PAPER_EDGES}
 
-# Table 1 as printed, columns in the paper's order; rows (a), (b-1), eight of (b-2) and the ninth, (c).
+# Table 1 as printed, columns in the paper's order; rows (a), (b-1), the nine of (b-2), (c).
 COLUMNS = "ASR.wer PR.per SF.f1 SF.cer SD.der ER.acc IC.acc KS.acc ASV.eer SID.acc".split()
 PRINTED = {
     "ssl": "6.42 5.41 88.53 25.20 5.88 64.24 98.34 96.30 5.11 81.42",
@@ -130,9 +130,9 @@ def test_sf_is_helped_by_asr_pr_er_and_sid_and_hurt_by_sd_and_asv():
 def test_sf_is_hurt_by_ic_and_ks_in_f1_and_helped_in_cer_which_the_paper_tells_the_other_way_round(
     source,
 ):
-    # The sentence is "IC and KS help a little in terms of F1 but hurt in terms of CER". But F1 is 87.65 without IC and
-    # 87.83 without KS, both better than 87.56, and CER is 26.94 and 26.88, both worse than 26.76. Only IC's 0.67 % of
-    # CER is enough for an edge.
+    # The sentence is "IC and KS help a little in terms of F1 but hurt in terms of CER". But F1 is
+    # 87.65 without IC and 87.83 without KS, both better than 87.56. CER is 26.94 and 26.88, both
+    # worse than 26.76. Only IC's 0.67 % of CER is enough for an edge.
     assert TABLE["leave-one-out"][source]["SF"]["f1"] > TABLE["mtl"]["SF"]["f1"]
     assert helped(source, "SF")
     assert ((source, "SF") in EDGES) == (source == "IC")
@@ -177,8 +177,8 @@ def test_sections_4_1_and_4_3_hold_in_the_shipped_table_but_for_sd_and_er():
         }
 
     assert better("mtl", "ssl") == others("SF", "ASV") and better("ssl", "mtl") == {"SF", "ASV"}
-    # "Compared to (a), all of the tasks except for ASR and KS in (c) perform worse." But SD is better, 5.80 after 5.88,
-    # and ER is 64.24 in both.
+    # "Compared to (a), all of the tasks except for ASR and KS in (c) perform worse." But SD is
+    # better, 5.80 after 5.88, and ER is 64.24 in both.
     assert better("transfer", "ssl") == {"ASR", "KS", "SD"}
     assert better("ssl", "transfer") == others("ASR", "KS", "SD", "ER")
     assert better("transfer", "mtl") == {"SF"} and better("mtl", "transfer") == others("SF")
@@ -202,8 +202,8 @@ def test_sections_4_1_and_4_3_hold_in_the_shipped_table_but_for_sd_and_er():
 )  # 0.49999... in floating point
 @pytest.mark.parametrize("sign", [1, -1])
 def test_widths_include_their_lower_end(percent, width, sign):
-    edges = graphs.make_edges({("PR", "ASR"): (sign * percent, None, None)})
-    assert [edge["width"] for edge in edges] == ([width] if width else [])
+    edges = graphs.make_edges([graphs.Change("PR", "ASR", sign * percent)])
+    assert [edge.width.name for edge in edges] == ([width] if width else [])
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,8 @@ def test_widths_include_their_lower_end(percent, width, sign):
     ],
 )  # accuracy
 def test_getting_worse_without_a_task_is_an_edge_of_the_improvement_graph(target, change, graph):
-    assert graphs.make_edges({("PR", target): (change, None, None)})[0]["graph"] == graph
+    (edge,) = graphs.make_edges([graphs.Change("PR", target, change)])
+    assert edge.change.graph == edge.as_json()["graph"] == graph
 
 
 # Our own runs.
@@ -255,7 +256,7 @@ def write(runs, run, task, **metrics):
 
 @pytest.fixture
 def runs(tmp_path):
-    """200 utterances. Without ER each has one more word wrong; without KS 105 have three more, 95 three fewer."""
+    """200 utterances. Without ER: one more error in each. Without KS: 3 more in 105, 3 fewer in 95."""
     runs = tmp_path / "runs"
     write(runs, "mtl-all", "ASR", wer=[(5, 10)] * 200)
     write(runs, "leave-one-out-ER", "ASR", wer=[(6, 10)] * 200)
@@ -271,7 +272,8 @@ def graph(*arguments):
 
 def test_a_change_in_every_utterance_is_significant_and_a_coin_flip_is_not(runs, tmp_path):
     real, noise = graph("--runs", runs, "--out", tmp_path)
-    # 5 errors become 6 whatever is drawn: +20 %, no spread. Or 5.15 on average, with a standard deviation of 3: +3 %.
+    # 5 errors become 6 whatever is drawn: +20 %, no spread. Or 5.15 on average, with a standard
+    # deviation of 3: +3 %.
     assert real == {
         "graph": "improvement",
         "source": "ER",
@@ -345,6 +347,29 @@ def test_seeds_are_averaged_where_they_exist(runs, tmp_path, capsys):
     assert edges["KS"]["change"] == 3  # seed 0 only
     said = capsys.readouterr().out
     assert "note: 2 of 3 runs mtl-all\n" in said and "note: 1 of 3 runs leave-one-out-KS\n" in said
+
+
+def test_runs_are_compared_seed_by_seed_and_a_seed_without_its_pair_is_left_out(runs, tmp_path):
+    write(runs, "mtl-all-seed1", "ASR", wer=[(1, 10)] * 200)
+    write(runs, "leave-one-out-ER-seed2", "ASR", wer=[(9, 10)] * 200)
+    edges = graph("--runs", runs, "--seed", 0, 1, 2, "--out", tmp_path)
+    assert {edge["source"]: edge["change"] for edge in edges} == {"ER": 20, "KS": 3}  # of seed 0
+
+
+def test_two_runs_of_one_seed_are_an_error_that_names_one(runs, tmp_path, capsys):
+    copytree(runs / "leave-one-out-ER", runs / "leave-one-out-ER.bak")
+    with pytest.raises(SystemExit):
+        graph("--runs", runs, "--out", tmp_path)
+    assert "two runs of seed 0, one of them in " in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence_and_exit_code_2(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        graph("--paper", "--out", tmp_path / "file" / "figures")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: cannot write to ")
+    assert said.count("\n") == 1
 
 
 def test_missing_runs_mean_fewer_edges_and_are_said_aloud(runs, tmp_path, capsys):
@@ -451,12 +476,12 @@ def test_a_dot_file_is_balanced_and_holds_each_node_and_edge_once(tmp_path, name
 @pytest.mark.parametrize("name", ["improvement", "hurt", "everything"])
 def test_an_arrow_keeps_off_its_reverse_and_off_the_names_of_other_tasks(name):
     # "everything" is the worst case: all 72 edges in one graph.
-    edges = [edge for edge in EDGES.values() if edge["graph"] == name] or [
-        {"graph": "hurt", "source": a, "target": b, "width": "thick"}
-        for a in TASKS
-        for b in TASKS
-        if a != b
-    ]
+    edges = [edge for edge in PAPER_EDGES if edge.change.graph == name]
+    if name == "everything":
+        pairs = [(source, target) for source in TASKS for target in others(source)]
+        better = {task: -9 if graphs.drawn_metric(task).lower_is_better else 9 for task in TASKS}
+        edges = graphs.make_edges([graphs.Change(a, b, better[b]) for a, b in pairs])
+        assert len(edges) == 72 and {edge.width.name for edge in edges} == {"thick"}
     figure = graphs.draw(edges, list(TASKS), "")
     figure.draw_without_rendering()
     axes = figure.axes[name != "improvement"]
@@ -469,7 +494,7 @@ def test_an_arrow_keeps_off_its_reverse_and_off_the_names_of_other_tasks(name):
     shaft = {}  # (source, target) -> points along the arrow (P, 2), in pixels, 100 to an inch
     for edge, arrow in zip(edges, axes.patches, strict=True):
         line, *_ = axes.transData.transform_path(arrow.get_path()).to_polygons(closed_only=False)
-        shaft[edge["source"], edge["target"]] = Path(line).interpolated(50).vertices
+        shaft[edge.change.source, edge.change.target] = Path(line).interpolated(50).vertices
 
     def distance(points, others):
         return np.linalg.norm(points[:, None] - others, axis=2).min(1).max()
@@ -486,7 +511,7 @@ def test_an_arrow_keeps_off_its_reverse_and_off_the_names_of_other_tasks(name):
 
 
 def test_a_node_has_the_name_of_its_place_and_the_legend_has_all_that_is_drawn():
-    figure = graphs.draw(list(EDGES.values()), list(TASKS), "Table 1")
+    figure = graphs.draw(PAPER_EDGES, list(TASKS), "Table 1")
     figure.draw_without_rendering()
     for axes in figure.axes:
         assert [text.get_text() for text in axes.texts] == list(TASKS)
