@@ -75,7 +75,7 @@ def predict_and_score(model: MultiTask, corpora: dict[str, Corpus], frozen: dict
             chunks = in_chunks(corpus, [(i, None) for i in range(len(corpus.utterances))], CHUNK_SECONDS)
             loader = load_ahead(chunks[::-1], workers, functools.partial(collate, corpus))
             batches = tqdm(loader, f"{name}: predicting", unit="batch", leave=False, disable=quiet, delay=1)
-        predictions = {utterance: corpus.decode(output)
+        predictions = {utterance: TASKS[name].decode(corpus.labels, output)
                        for batch in batches for utterance, output in zip(batch.ids, model.predict(name, batch))}
         rows[name] = score(TASKS[name], corpus, predictions)
     return rows

@@ -1,102 +1,179 @@
-"""SUPERB's rules, as pure functions: vocabularies, encoders, decoders, a split, silence (paper, Section 3.1).
+"""SUPERB's rules as pure functions: vocabularies, encoders, decoders, a split, silence removal.
 
-They are as in the released s3prl code. n samples at 16 kHz, T labels (100 Hz; diarization only).
+They follow the released s3prl code (paper, Section 3.1). A decoder turns the output of a head into
+a value that can be compared with `Utterance.reference`; its first argument is `Corpus.labels`.
+
+n samples at 16 kHz, T label frames at 100 Hz (diarization only), K speakers.
 """
 import hashlib
-import re
 
 import numpy as np
 
 SAMPLE_RATE = 16_000
-RECEPTIVE_FIELD, HOP = 400, 320            # HuBERT: receptive field and stride in samples
+RECEPTIVE_FIELD, HOP = 400, 320  # HuBERT: receptive field and stride in samples
 GAIN = 10 ** (-3 / 20)           # KS, ASV: -3 dB
 LABEL_HOP = SAMPLE_RATE // 100   # SD: a label every 10 ms
-# ASV: sox's `silence 1 0.1 0.1% -1 0.1 0.1%` takes RMS over 20 ms and runs of 0.1 s; trunc(RMS) has to exceed 0.1 % of
-# 2**31 - 1, so the squares in a window have to add up to LOUD_POWER.
-RMS_WINDOW, SOX_RUN, LOUD_POWER = SAMPLE_RATE // 50, SAMPLE_RATE // 10, SAMPLE_RATE // 50 * 2_147_484**2
 
-VOWELS = [vowel + stress for vowel in "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split() for stress in "012"]
+# ASV: sox's `silence 1 0.1 0.1% -1 0.1 0.1%`. A sample is loud if the RMS of the 20 ms that end
+# with it exceeds 0.1 % of full scale (2**31 - 1). sox truncates the RMS, so the squares of the
+# window have to add up to at least LOUD_POWER.
+RMS_WINDOW = SAMPLE_RATE // 50
+SOX_RUN = SAMPLE_RATE // 10      # 0.1 s: the shortest run of loud or of quiet samples that counts
+LOUD_POWER = RMS_WINDOW * 2_147_484**2
+
+VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
 CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
-PHONES = ["SIL", "SPN", *sorted(VOWELS + CONSONANTS)]
-PR_SYMBOLS = ["<pad>", "<eos>", "<unk>", *PHONES]  # symbol 0 is the CTC blank, here and below, whatever its name
+STRESSED_VOWELS = [vowel + stress for vowel in VOWELS for stress in "012"]
+PHONEMES = ["SIL", "SPN", *sorted(STRESSED_VOWELS + CONSONANTS)]
+# Symbol 0 is the CTC blank, whatever its name.
+PR_SYMBOLS = ["<pad>", "<eos>", "<unk>", *PHONEMES]
 ASR_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"]
-SF_SYMBOLS = ["<pad>", "<eos>", "<unk>", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]  # and two tags for each slot type
+SF_SYMBOLS = ["<pad>", "<eos>", "<unk>", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]  # + two tags per slot
 KEYWORDS = "yes no up down left right on off stop go _unknown_ _silence_".split()
 SPEAKERS = [f"id{number}" for number in range(10_001, 11_252)]
 EMOTIONS = ["neu", "hap", "ang", "sad"]
 VOICES = {"train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
-          "dev": ("Aditi", "Amy", "Geraint", "Nicole"), "test": ("Brian", "Emma", "Raveena", "Russell")}
+          "dev": ("Aditi", "Amy", "Geraint", "Nicole"),
+          "test": ("Brian", "Emma", "Raveena", "Russell")}
+
 
 def encode(tokens: list[str], symbols: list[str]) -> list[int]:
-    """Tokens -> ids. The end of sentence is a token that CTC has to output: in PR, ASR and SF alike."""
-    # DIFFERS: the released ASR gives an unseen character the id 32, which its head lacks; ours gives it <unk>
-    known = {symbol: id for id, symbol in enumerate(symbols)}
+    """Token ids. The end of sentence is a token that CTC has to output, in PR, ASR and SF alike."""
+    # DIFFERS: the released ASR gives an unseen character the id 32, which its head lacks; ours
+    # gives it <unk>
+    known = {symbol: index for index, symbol in enumerate(symbols)}
     return [known.get(token, known["<unk>"]) for token in tokens]
 
-def decode_phones(ids: list[int]) -> list[str]:
-    """Ids without repeats and blanks -> phones. The end of sentence vanishes wherever it is; below as well."""
-    return [PR_SYMBOLS[id] for id in ids if id != 1]
 
-def decode_words(ids: list[int]) -> list[str]:
-    """Ids without repeats and blanks -> words."""
-    return "".join(ASR_SYMBOLS[id] for id in ids if id != 2).replace("|", " ").split()
+def ctc_frames(ids: list[int]) -> int:
+    """The fewest frames that can output a target: one per symbol, one between equal symbols."""
+    frames = len(ids)
+    for symbol, following in zip(ids, ids[1:]):
+        frames += symbol == following
+    return frames
 
-def decode_slots(symbols: list[str], ids: list[int]) -> str:
-    """Ids without repeats and blanks -> `PLAY B-artist ABBA E-artist`."""
-    return "".join(symbols[id] for id in ids if id != 1)
+
+def decode_label(labels: list[str], index: int) -> str:
+    """A class number -> its name (KS, SID, ER)."""
+    return labels[index]
+
+
+def decode_intent(labels: list[list[str]], indices: list[int]) -> list[str]:
+    """One class number per slot -> [action, object, location] (IC)."""
+    return [names[index] for names, index in zip(labels, indices)]
+
+
+def decode_phonemes(labels: list[str], ids: list[int]) -> list[str]:
+    """Ids without repeats and blanks -> phonemes (PR). Every end of sentence is removed."""
+    return [labels[index] for index in ids if labels[index] != "<eos>"]
+
+
+def decode_words(labels: list[str], ids: list[int]) -> list[str]:
+    """Ids without repeats and blanks -> words (ASR). Every end of sentence is removed."""
+    characters = [labels[index] for index in ids if labels[index] != "</s>"]
+    return "".join(characters).replace("|", " ").split()
+
+
+def decode_slots(labels: list[str], ids: list[int]) -> str:
+    """Ids without repeats and blanks -> `PLAY B-artist ABBA E-artist` (SF), without end."""
+    return "".join(labels[index] for index in ids if labels[index] != "<eos>")
+
+
+def decode_embedding(labels: list[str], embedding: list[float]) -> list[float]:
+    """A speaker embedding, as it is (ASV): its cosines with others are scored."""
+    return list(embedding)
+
+
+def decode_turns(labels: list[str], probabilities, threshold: float = 0.5,
+                 median: int = 11) -> list:
+    """Probabilities (T, K) -> [[speaker, start s, end s], ...] (SD): threshold, then median filter.
+
+    Beyond both ends the filter sees zeros."""
+    # DIFFERS: they try ten thresholds and medians on the test set and report the best
+    active = np.asarray(probabilities) > threshold
+    padded = np.pad(active, ((median // 2, median // 2), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, median, axis=0)  # (T, K, median)
+    smooth = windows.sum(-1) > median // 2
+    turns = []
+    for column, speaker in enumerate(labels):
+        changes = np.diff(smooth[:, column], prepend=False, append=False)
+        edges = np.flatnonzero(changes).tolist()  # on, off, on, off, ...
+        for start, stop in zip(edges[::2], edges[1::2]):
+            turns.append([speaker, start / 100, stop / 100])
+    return turns
+
 
 def slot_tokens(words: list[str], slots: list[str]) -> list[str]:
     """PLAY ABBA, O artist -> P L A Y ` ` `B-artist ` A B B A ` E-artist` <eos>.
-    Punctuation is skipped, together with (as in SUPERB) a closing tag or an end of sentence that it would bring."""
+
+    As in SUPERB, punctuation is skipped, together with a closing tag or an end of sentence that it
+    would bring."""
     tokens, last = [], len(words) - 1
     for i, (word, slot) in enumerate(zip(words, slots)):
-        if word not in "?!.,;-":
-            opens = slot != "O" and (i == 0 or slots[i - 1] != slot)
-            closes = slot != "O" and (i == last or slots[i + 1] != slot)
-            tokens += [f"B-{slot} "] * opens + list("AND" if word == "&" else word) + [f" E-{slot}"] * closes
-            tokens.append("<eos>" if i == last else " ")
+        if word in "?!.,;-":
+            continue
+        if slot != "O" and (i == 0 or slots[i - 1] != slot):
+            tokens.append(f"B-{slot} ")
+        tokens.extend("AND" if word == "&" else word)
+        if slot != "O" and (i == last or slots[i + 1] != slot):
+            tokens.append(f" E-{slot}")
+        tokens.append("<eos>" if i == last else " ")
     return tokens
 
+
 def diarization_labels(turns: list, samples: int) -> np.ndarray:
-    """Turns (speaker, start s, end s) -> float32 (T, 2), 1 while they talk; columns in the order of the names."""
-    speakers, labels = sorted({turn[0] for turn in turns}), np.zeros((samples // LABEL_HOP, 2), np.float32)
-    for speaker, *times in turns:
-        start, stop = (round(seconds * SAMPLE_RATE / LABEL_HOP) for seconds in times)
-        labels[start:stop, speakers.index(speaker)] = 1
+    """Turns (speaker, start s, end s) -> float32 (T, 2): 1 while a speaker talks.
+
+    The columns are in the order of the speakers' names."""
+    speakers = sorted({speaker for speaker, _, _ in turns})
+    labels = np.zeros((samples // LABEL_HOP, 2), np.float32)
+    for speaker, start, end in turns:
+        first = round(start * SAMPLE_RATE / LABEL_HOP)
+        stop = round(end * SAMPLE_RATE / LABEL_HOP)
+        labels[first:stop, speakers.index(speaker)] = 1
     return labels
 
-def decode_turns(probabilities, threshold: float = 0.5, median: int = 11) -> list:
-    """(T, 2) probabilities -> [[speaker, start s, end s], ...]: threshold, then median (zeros beyond the ends)."""
-    # DIFFERS: they try ten thresholds and medians on the test set and report the best
-    active = np.pad(np.asarray(probabilities) > threshold, ((median // 2, median // 2), (0, 0)))
-    smooth = np.lib.stride_tricks.sliding_window_view(active, median, axis=0).sum(-1) > median // 2  # (T, 2)
-    edges = [np.flatnonzero(np.diff(column, prepend=False, append=False)).tolist() for column in smooth.T]
-    return [[str(k), a / 100, b / 100] for k in (0, 1) for a, b in zip(edges[k][::2], edges[k][1::2])]
-
-def decode_intent(values: list[list[str]], indices) -> list[str]:
-    """Three indices -> [action, object, location]."""
-    return [names[index] for names, index in zip(values, indices)]
 
 def keyword_split(name: str) -> str:
-    """The split of a file, or "discarded", by a hash of the speaker in its name (Speech Commands' own rule)."""
-    digest = hashlib.sha1(name.split("_nohash_")[0].encode()).hexdigest()
+    """The split of a file, or "discarded": Speech Commands hashes the speaker in its name."""
+    speaker = name.split("_nohash_")[0]
+    digest = hashlib.sha1(speaker.encode("utf-8", "surrogateescape")).hexdigest()
     percent = int(digest, 16) % 2**27 * 100 / (2**27 - 1)
-    return "dev" if percent < 10 else "discarded" if percent < 20 else "train"
+    if percent < 10:
+        return "dev"
+    return "discarded" if percent < 20 else "train"
+
 
 def voiced_segments(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]]:
-    """The parts [start, stop) of a wave (n,) that sox's silence effect keeps, to the sample.
-    A part begins with SOX_RUN loud samples; it ends where SOX_RUN quiet ones follow, and then the RMS window is emptied."""
-    # no more of a square matters than LOUD_POWER; up to there float64 holds integers exactly
-    squares = np.minimum(np.rint(wave.astype(np.float64) * (gain * 2**31)) ** 2, LOUD_POWER).astype(np.int64)
-    power = np.cumsum(squares)  # wraps around, which leaves the differences exact
+    """The segments [start, stop) of a wave (n,) that sox's silence effect keeps, to the sample.
+
+    sox has two states. In silence, a run of SOX_RUN loud samples begins a segment at its first
+    sample. In a segment, a run of SOX_RUN quiet samples ends it before its first sample; sox then
+    empties its RMS window and is in silence again. Only runs of that length change the state, so
+    the loop visits no others."""
+    # a square above LOUD_POWER counts as LOUD_POWER: int64 holds the sums of a window exactly
+    squares = np.rint(wave.astype(np.float64) * (gain * 2**31)) ** 2
+    squares = np.minimum(squares, LOUD_POWER).astype(np.int64)
+    power = np.cumsum(squares)  # may wrap around; the differences below are exact all the same
     power[RMS_WINDOW:] -= power[:-RMS_WINDOW].copy()
-    levels = bytearray(np.where(power >= LOUD_POWER, b"L", b"q").tobytes())
-    part = re.compile(rb"(?<!L)L{%d}(?:L+|q{1,%d}(?!q))*" % (SOX_RUN, SOX_RUN - 1))
-    kept, search = [], 0
-    while search < len(wave):
-        filling = int((np.cumsum(squares[search:search + RMS_WINDOW]) < LOUD_POWER).sum())  # quiet with an emptied window
-        levels[search:search + filling] = b"q" * filling
-        match = part.search(levels, search)
-        kept += [match.span()] if match else []
-        search = match.end() + SOX_RUN if match else len(wave)
-    return kept
+    loud = power >= LOUD_POWER
+
+    changes = np.flatnonzero(loud[1:] != loud[:-1]) + 1
+    starts = np.concatenate([[0], changes])
+    stops = np.concatenate([changes, [len(wave)]])
+    segments, segment_start, window_is_loud_at = [], None, 0
+    for run in np.flatnonzero(stops - starts >= SOX_RUN):
+        start, stop = int(starts[run]), int(stops[run])
+        if segment_start is None and loud[start]:
+            start = max(start, window_is_loud_at)
+            if stop - start >= SOX_RUN:
+                segment_start = start
+        elif segment_start is not None and not loud[start]:
+            segments.append((segment_start, start))
+            segment_start = None
+            emptied_at = start + SOX_RUN
+            refilling = np.cumsum(squares[emptied_at:emptied_at + RMS_WINDOW]) < LOUD_POWER
+            window_is_loud_at = emptied_at + int(refilling.sum())
+    if segment_start is not None:
+        segments.append((segment_start, len(wave)))
+    return segments
