@@ -1,11 +1,14 @@
-"""Pretrain the tiny HuBERT of the default setting, as HuBERT is pretrained (Hsu et al. 2021; paper, Section 3.2).
+"""Pretrain the tiny HuBERT of the default setting (Hsu et al., 2021; paper, Section 3.2).
 
-    python -m toy.pretrain        # synthesises unlabelled speech, trains, writes tiny_hubert.pt and its curve
+    python -m toy.pretrain    # synthesises unlabelled speech, trains, writes weights and the curve
 
-Targets: each frame (20 ms) of hours of unlabelled toy speech gets the number of its k-means cluster of MFCCs, 13
-numbers that describe the shape of its spectrum. Masked prediction: spans of the convolutional features are replaced
-by one learned vector, and the transformer must say which cluster was there. For that it has to learn which sounds
-follow which, and this the heads later read.
+Targets: each frame (20 ms) of unlabelled speech gets the number of its k-means cluster of MFCCs,
+which describe the shape of its spectrum. Masked prediction: one learned vector replaces spans of
+the convolutional features, and the network predicts the clusters of the masked frames. So it learns
+which sounds follow which, and the heads later read this from its hidden states.
+
+The default weights, tiny_hubert.pt, were made at commit 4342699 with seed 1. The synthesiser has
+changed a little since then, so this program now gives other weights.
 
 B crops per batch, N samples, T frames (50 Hz), P frames of all utterances, K clusters.
 """
@@ -15,100 +18,172 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchaudio
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from toy import synthesis
-from data import RECEPTIVE_FIELD, HOP, SAMPLE_RATE
+from data import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
+from engine.launch import friendly_errors
+from engine.runs import RunError, save
 from model import TINY
+from toy.synthesis import check_writable, unlabelled
 
 CLUSTERS = 64
+EVALUATE_EVERY = 500    # steps
+
 
 def mfcc_frames(wave: Tensor) -> Tensor:
-    """13 MFCCs with first and second differences over time, (N,) -> (T, 39), on exactly the encoder's frames."""
-    static = torchaudio.transforms.MFCC(SAMPLE_RATE, n_mfcc=13, melkwargs={
-        "n_fft": RECEPTIVE_FIELD, "hop_length": HOP, "center": False, "n_mels": 40})(wave)  # (13, T)
+    """MFCCs of a wave (N,), on exactly the encoder's frames.
+
+    Returns (T, 39): 13 coefficients with their first and second differences over time.
+    """
+    import torchaudio
+
+    spectrogram = {"n_fft": RECEPTIVE_FIELD, "hop_length": HOP, "center": False, "n_mels": 40}
+    mfcc = torchaudio.transforms.MFCC(SAMPLE_RATE, n_mfcc=13, melkwargs=spectrogram)
+    static = mfcc(wave)                                                     # (13, T)
     delta = torchaudio.functional.compute_deltas(static)
-    return torch.cat([static, delta, torchaudio.functional.compute_deltas(delta)]).T
+    delta_delta = torchaudio.functional.compute_deltas(delta)
+    return torch.cat([static, delta, delta_delta]).T
+
 
 def cluster_labels(waves: list[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """The k-means cluster of each frame of each utterance, (T,) int64 each: 20 rounds of Lloyd's algorithm from random
-    points. A cluster that nobody is in stays where it is."""
-    frames = [mfcc_frames(wave) for wave in tqdm(waves, desc="MFCCs", unit="utt")]
+    """The k-means cluster of each frame of each utterance, (T,) int64 each.
+
+    20 rounds of Lloyd's algorithm from random points. An empty cluster keeps its centre.
+    """
+    frames = []
+    for wave in tqdm(waves, desc="MFCCs", unit="utt"):
+        frames.append(mfcc_frames(wave))
     points = torch.cat(frames)
-    points = (points - points.mean(0)) / points.std(0)  # (P, 39)
-    centres = points[torch.randperm(len(points), generator=generator)[:CLUSTERS]]  # (K, 39)
+    points = (points - points.mean(0)) / points.std(0)                      # (P, 39)
+    centres = points[torch.randperm(len(points), generator=generator)[:CLUSTERS]]   # (K, 39)
     for _ in tqdm(range(20), desc="k-means", unit="round"):
-        nearest = torch.cdist(points, centres).argmin(1)
+        nearest = torch.cdist(points, centres).argmin(1)                    # (P,)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        counts = torch.bincount(nearest, minlength=CLUSTERS)[:, None]
+        counts = torch.bincount(nearest, minlength=CLUSTERS)[:, None]       # (K, 1)
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
-    return torch.cdist(points, centres).argmin(1).split([len(f) for f in frames])
+    nearest = torch.cdist(points, centres).argmin(1)
+    return nearest.split([len(one) for one in frames])
+
 
 def similar_lengths(labels: list[Tensor], utterances: range, batch: int) -> list[list[int]]:
-    """Batches of neighbours in length, so that cropping to the shortest throws little away."""
+    """Batches of utterances of similar length, because a batch is cropped to its shortest."""
     order = sorted(utterances, key=lambda i: len(labels[i]))
-    return [order[k:k + batch] for k in range(0, len(order) - batch + 1, batch)]
+    batches = []
+    for start in range(0, len(order) - batch + 1, batch):
+        batches.append(order[start:start + batch])
+    return batches
 
-def masked_prediction(net, waves: list[Tensor], labels: list[Tensor], batch: list[int],
+
+def masked_prediction(net: nn.Module, waves: list[Tensor], labels: list[Tensor], batch: list[int],
                       generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy over the masked frames of random crops, all as long as the shortest utterance of the batch."""
-    frames = min(len(labels[i]) for i in batch)
-    starts = [int(torch.randint(len(labels[i]) - frames + 1, (1,), generator=generator)) for i in batch]
-    crops = [waves[i][s * HOP:(s + frames - 1) * HOP + RECEPTIVE_FIELD] for i, s in zip(batch, starts)]
-    targets = [labels[i][s:s + frames] for i, s in zip(batch, starts)]
-    logits, _, penalty = net(torch.stack(crops), torch.stack(targets))  # (B, N), (B, T) -> (masked frames, 1 + K)
-    first = torch.zeros(len(logits), dtype=torch.long)  # torchaudio puts the logit of the right cluster into column 0
-    return F.cross_entropy(logits, first) + 10 * penalty, (logits.argmax(1) == first).float().mean()
+    """Loss and accuracy on the masked frames of a batch (Hsu et al., 2021, Section II-C).
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hours", type=float, default=4.0, help="hours of unlabelled speech to synthesise")
-    parser.add_argument("--steps", type=int, default=12_000, help="updates")
-    parser.add_argument("--batch", type=int, default=8, help="crops per update")
-    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak, after a warm-up over 8 %%; then linear to 0")
-    parser.add_argument("--seed", type=int, default=1, help="of the speech, the clusters, the masks and the weights")
-    parser.add_argument("--out", default="toy/tiny_hubert.pt", help="weights; the curve goes beside them (.jsonl)")
-    args = parser.parse_args()
-    torch.set_num_threads(1)  # the matrices are small: a second thread waits more than it works
+    Takes a random crop of each utterance, as long as the shortest utterance of the batch.
+    """
+    T = min(len(labels[i]) for i in batch)
+    crops, targets = [], []
+    for i in batch:
+        start = int(torch.randint(len(labels[i]) - T + 1, (1,), generator=generator))
+        crops.append(waves[i][start * HOP:(start + T - 1) * HOP + RECEPTIVE_FIELD])
+        targets.append(labels[i][start:start + T])
+    # (B, N), (B, T) -> (masked frames, 1 + K)
+    logits, _, penalty = net(torch.stack(crops), torch.stack(targets))
+    right = torch.zeros(len(logits), dtype=torch.long)  # torchaudio's column 0 is the right cluster
+    accuracy = (logits.argmax(1) == right).float().mean()
+    return F.cross_entropy(logits, right) + 10 * penalty, accuracy
+
+
+def build_model() -> nn.Module:
+    """torchaudio's HuBERT for pretraining, with the size of TINY and random weights."""
+    import torchaudio
+
+    return torchaudio.models.hubert_pretrain_model(
+        **TINY, num_classes=CLUSTERS, final_dim=64, feature_grad_mult=None, skip_masked=False,
+        skip_nomask=True, mask_prob=0.65, mask_length=8, mask_selection="static", mask_other=0.0,
+        mask_min_space=1, no_mask_overlap=False, mask_channel_prob=0.0, mask_channel_length=10,
+        mask_channel_selection="static", mask_channel_other=0.0, mask_channel_min_space=1,
+        no_mask_channel_overlap=False)
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, waves: list[Tensor], labels: list[Tensor],
+             batches: list[list[int]]) -> tuple[float, float]:
+    """Mean loss and accuracy over batches, on the same crops each time."""
+    net.eval()
+    results = []
+    for batch in batches:
+        generator = torch.Generator().manual_seed(0)
+        results.append(masked_prediction(net, waves, labels, batch, generator))
+    loss, accuracy = torch.tensor(results).mean(0).tolist()
+    return loss, accuracy
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Make the speech and its labels, train, and write the weights at each evaluation."""
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    waves = [torch.from_numpy(wave) for wave in synthesis.unlabelled(args.hours * 3600, args.seed)]
+    waves = [torch.from_numpy(wave) for wave in unlabelled(args.hours * 3600, args.seed)]
     labels = cluster_labels(waves, generator)
-    last = len(waves) - max(args.batch, len(waves) // 20)  # 5 % are never trained on: the honest curve
+    last = len(waves) - max(args.batch, len(waves) // 20)   # 5 % are for validation only
     training = similar_lengths(labels, range(last), args.batch)
     validation = similar_lengths(labels, range(last, len(waves)), args.batch)[::4]
-    net = torchaudio.models.hubert_pretrain_model(
-        **TINY, num_classes=CLUSTERS, final_dim=64, feature_grad_mult=None, skip_masked=False, skip_nomask=True,
-        mask_prob=0.65, mask_length=8, mask_selection="static", mask_other=0.0, mask_min_space=1, no_mask_overlap=False,
-        mask_channel_prob=0.0, mask_channel_length=10, mask_channel_selection="static", mask_channel_other=0.0,
-        mask_channel_min_space=1, no_mask_channel_overlap=False)
+    if not training:
+        raise RunError(f"{len(waves)} utterances are too few for --batch {args.batch}; take more "
+                       "--hours")
+
+    net = build_model()
     optimizer = torch.optim.Adam(net.parameters(), lr=args.lr, betas=(0.9, 0.98), eps=1e-6)
     warmup = max(1, args.steps * 8 // 100)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: (s + 1) / warmup if s < warmup else (args.steps - s) / max(1, args.steps - warmup))
     queue, curve = [], []
     for step in tqdm(range(1, args.steps + 1), desc="pretraining", unit="step"):
-        queue = queue or torch.randperm(len(training), generator=generator).tolist()
+        # linear warm-up, then linear decay to 0
+        decay = (args.steps - step + 1) / max(1, args.steps - warmup)
+        optimizer.param_groups[0]["lr"] = args.lr * (step / warmup if step <= warmup else decay)
+        if not queue:
+            queue = torch.randperm(len(training), generator=generator).tolist()
         net.train()
         loss, _ = masked_prediction(net, waves, labels, training[queue.pop()], generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
-        if step % 500 == 0 or step == args.steps:
-            net.eval()
-            with torch.no_grad():
-                loss, accuracy = torch.tensor([
-                    masked_prediction(net, waves, labels, batch, torch.Generator().manual_seed(0))
-                    for batch in validation]).mean(0).tolist()
-            curve.append({"step": step, "loss": round(loss, 4), "masked_accuracy": round(accuracy, 4)})
-            tqdm.write(json.dumps(curve[-1]))
-            weights = {name: tensor.half() for name, tensor in net.wav2vec2.state_dict().items()}
-            torch.save({"config": TINY, "state_dict": weights, "arguments": vars(args)}, args.out)
-            Path(args.out).with_suffix(".jsonl").write_text("".join(json.dumps(point) + "\n" for point in curve))
+        if step % EVALUATE_EVERY == 0 or step == args.steps:
+            loss, accuracy = evaluate(net, waves, labels, validation)
+            point = {"step": step, "loss": round(loss, 4), "masked_accuracy": round(accuracy, 4)}
+            curve.append(point)
+            tqdm.write(json.dumps(point))
+            write(net, curve, args)
+
+
+def write(net: nn.Module, curve: list[dict], args: argparse.Namespace) -> None:
+    """Write the encoder's weights in half precision, and the curve beside them."""
+    path = Path(args.out)
+    weights = {name: tensor.half() for name, tensor in net.wav2vec2.state_dict().items()}
+    content = {"config": TINY, "state_dict": weights, "arguments": vars(args)}
+    save(path, lambda file: torch.save(content, file))
+    lines = "".join(json.dumps(point) + "\n" for point in curve)
+    save(path.with_suffix(".jsonl"), lambda file: file.write(lines.encode()))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, default=4.0, help="of speech to synthesise")
+    parser.add_argument("--steps", type=int, default=12_000, help="updates")
+    parser.add_argument("--batch", type=int, default=8, help="crops per update")
+    parser.add_argument("--lr", type=float, default=1.5e-3,
+                        help="the peak, after a warm-up over 8 %% of the steps; then linear to 0")
+    parser.add_argument("--seed", type=int, default=1, help="of speech, clusters, masks, weights")
+    parser.add_argument("--out", default="toy/tiny_hubert.pt",
+                        help="weights; the curve has the same name with .jsonl")
+    args = parser.parse_args()
+    torch.set_num_threads(1)    # the matrices are too small for a second thread to help
+    with friendly_errors(debug=False):
+        check_writable(Path(args.out))      # at once, not after the first hour
+        pretrain(args)
+
 
 if __name__ == "__main__":
     main()

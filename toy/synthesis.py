@@ -1,299 +1,445 @@
-"""The embedded default data: a speech synthesiser, and a nine-task toy corpus in the folders of the real ones.
+"""The toy corpus: synthetic data for all nine tasks, in the folders of the real corpora.
 
     python -m toy.synthesis [--out data/toy] [--seed 0]
 
-It stands in for the data of SUPERB (paper, sec. 3.1). The voice is a source and a filter (Klatt, 1980), frame by frame
-in the frequency domain: the pulses of the vocal folds and noise, times the response of five formants, the resonances
-of mouth and throat, which tell one vowel from another. Phones are targets for the formants, and smoothing makes one
-glide into the next. What there is to say, and how it sounds, is in toy.ini.
-
-T frames (10 ms), F = 241 frequency bins, N samples (16 kHz)."""
+It stands in for the data of SUPERB (paper, Section 3.1), so the readers of data.py read both. Each
+function named after a corpus plans its recordings and text files; `write_corpus` then renders the
+recordings with the voice of voice.py. The sentences come from the grammars in toy.ini.
+"""
 import argparse
-import configparser
-import itertools
 import os
-from collections import defaultdict, namedtuple
+import shutil
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from hashlib import sha1
+from itertools import combinations
+from multiprocessing import connection, parent_process
 from pathlib import Path
+from signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, signal
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
-SAMPLE_RATE = 16_000
-HOP = SAMPLE_RATE // 100                                    # a frame is 10 ms, and all boundaries are multiples of it
-WINDOW = np.hanning(2 * HOP + 1)[:-1].astype(np.float32)    # adds up to 1 when shifted by HOP
-FFT = 3 * HOP                                               # the window, then 10 ms in which the formants ring down
-FREQUENCIES = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE).astype(np.float32)          # (F,)
-DELAY = np.exp(-2j * np.pi * FREQUENCIES / SAMPLE_RATE).astype(np.complex64)    # (F,) of one sample: z ** -1
+from engine.launch import friendly_errors
+from engine.runs import locked
+from toy.voice import (DURATION, EMOTIONS, LANGUAGE, LEXICON, PHONEMES, SAMPLE_RATE, Clip, Line,
+                       Room, Speaker, random_room, random_speaker, render, timing, turns,
+                       with_emotion)
 
-LANGUAGE = configparser.ConfigParser()
-LANGUAGE.optionxform = str                                  # keeps capitals
-LANGUAGE.read(Path(__file__).with_name("toy.ini"))
-PHONES = {phone: np.array(rows.split(), float).reshape(-1, 9) for phone, rows in LANGUAGE["phones"].items()}
-EMOTIONS = {name: np.array(numbers.split(), float).tolist() for name, numbers in LANGUAGE["emotions"].items()}
-LEXICON = {word: phones.split() for word, phones in LANGUAGE["lexicon"].items()}
 INTENTS, SLOTS, COMMANDS = (list(LANGUAGE[part]) for part in ("intents", "slots", "commands"))
-GRAMMAR = {symbol: [form.split() for form in forms.split("|")]
-           for part in ("sentences", "intents", "slots", "commands") for symbol, forms in LANGUAGE[part].items()}
-SAYINGS = 10 * ["story", "words"] + 3 * INTENTS + COMMANDS  # what is said anywhere in the corpus
+GRAMMAR = {}    # {symbol: its alternatives, each a list of words and of other symbols in <>}
+for part in ("sentences", "intents", "slots", "commands"):
+    for symbol, alternatives in LANGUAGE[part].items():
+        GRAMMAR[symbol] = [alternative.split() for alternative in alternatives.split("|")]
+ANY_SENTENCE = 10 * ["story", "words"] + 3 * INTENTS + COMMANDS     # symbols, for varied speech
+SNIPS_VOICES = ("Ivy Joanna Joey Justin Kendra Kimberly Matthew Salli Aditi Amy Geraint Nicole "
+                "Brian Emma Raveena Russell").split()
+FSC, SPEECH_COMMANDS = "fluent_speech_commands_dataset", "speech_commands_v0.01"
 
-# pitch: semitones above 100 Hz, and the range of their melody; level: dB; breath: noise in the voice; tilt: of its
-# spectrum, in 6 dB per octave; scale: of each of the five formants (1 / the length of the vocal tract, and quirks)
-Speaker = namedtuple("Speaker", "pitch melody rate level breath tilt scale")
-# a sound file to be, at least `seconds` long; voices: ((words, speaker, seed), ...), none, one, or two at once
-Clip = namedtuple("Clip", "path voices room seed seconds")
 
-def random_speaker(rng):
-    """A new voice, a woman's or a man's."""
-    pitch, length = (12.5, 1.15) if rng.random() < 0.5 else (2.5, 1.0)
-    scale = (length * rng.uniform(0.92, 1.08) * rng.uniform(0.93, 1.07, 5)).tolist()
-    return Speaker(pitch + rng.normal(0, 2.4), rng.uniform(0.6, 1.4), rng.uniform(0.9, 1.25), 0.0,
-                   rng.uniform(0.02, 0.15), rng.uniform(0.8, 1.4), scale)
-
-def feel(speaker, emotion):
-    """The speaker in an emotion of EMOTIONS."""
-    return Speaker(*[own + more for own, more in zip(speaker, EMOTIONS[emotion])], speaker.scale)
-
-def random_room(rng):
-    """Gain and signal-to-noise ratio of a recording in dB; exponents of the colour of its noise and of its channel."""
-    return rng.uniform(-4, 4), rng.uniform(15, 35), rng.uniform(0, 1), rng.uniform(-0.3, 0.3)
-
-def expand(symbol, rng):
-    """A random sentence of GRAMMAR: its words, and their slots ("O": none), both joined by spaces."""
+def random_sentence(symbol: str, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """A random sentence of GRAMMAR: its words, and for each word its slot, or "O" for none."""
     words, slots = [], []
     for token in GRAMMAR[symbol][rng.integers(len(GRAMMAR[symbol]))]:
-        inner = expand(token[1:-1], rng) if token[0] == "<" else (token, "O")
-        words.append(inner[0])
-        slots += [symbol if symbol in SLOTS else slot for slot in inner[1].split()]
-    return " ".join(words), " ".join(slots)
+        if token.startswith("<"):
+            inner_words, inner_slots = random_sentence(token[1:-1], rng)
+        else:
+            inner_words, inner_slots = [token], ["O"]
+        words += inner_words
+        slots += inner_slots
+    if symbol in SLOTS:
+        slots = [symbol] * len(words)
+    return words, slots
 
-def timing(words, speaker, seed):
-    """[(phone, its target, frames)] of words of LEXICON; "sil" is silence: at both ends and, longer, at a comma."""
-    rng, silence = np.random.default_rng(seed), PHONES["sil"][0]
-    rate, parts = speaker.rate * np.exp(rng.normal(0, 0.05)), [("sil", silence, int(rng.integers(2, 7)))]
-    for word in words.split():
-        for phone in LEXICON.get(word, ()):
-            rushed = rate * np.exp(rng.normal(0, 0.12))
-            parts += [(phone, target, max(1, round(target[0] / 10 / rushed))) for target in PHONES[phone]]
-        parts += [("sil", silence, int(rng.integers(15, 50)))] * (word == ",")
-    return parts + [("sil", silence, int(rng.integers(3, 9)))]
 
-def _smooth(tracks, width):
-    """Tracks (T, K) under a running Hann window of `width` frames: (T, K)."""
-    window = np.hanning(width + 2)[1:-1]
-    padded = np.pad(tracks, ((width // 2, width // 2), (0, 0)), mode="edge")
-    return np.lib.stride_tricks.sliding_window_view(padded, width, axis=0) @ (window / window.sum())
+class Plan:
+    """The clips and text files of a corpus, as planned, without any sound."""
 
-def speak(words, speaker, seed):
-    """Say words of LEXICON (a comma is a pause), with the boundaries of `timing`: (N,) float32 at 16 kHz."""
-    rng, (phones, targets, frames) = np.random.default_rng((seed, 1)), zip(*timing(words, speaker, seed))
-    tracks = np.repeat(targets, frames, axis=0)         # (T, 9), the columns of toy.ini
-    known = np.flatnonzero(tracks[:, 1])                # silences and HH have the formants of what follows
-    tracks[:, 1:4] = tracks[known[np.searchsorted(known[:-1], np.arange(len(tracks)))], 1:4]
-    voice, breath, friction, centre, width = _smooth(tracks[:, 4:], 3).T[..., None].astype(np.float32)  # (T, 1) each
+    def __init__(self, seed: int, scale: float):
+        self.rng = np.random.default_rng(seed)
+        self.scale = scale
+        self.clips: list[Clip] = []
+        self.texts: dict[str, list[str]] = defaultdict(list)    # {path: lines}
 
-    # the source: pulses and hiss; a pulse falls on a whole sample, and this rounding is the jitter of the voice
-    accents = np.repeat([[float(phone[-1] == "1")] for phone in phones], frames, axis=0)
-    melody = (4 * _smooth(accents, 15) + _smooth(rng.normal(0, 1.5, accents.shape), 9))[:, 0]           # semitones
-    melody = (melody + np.linspace(1, -3, len(tracks))) * speaker.melody + speaker.pitch + rng.normal(0, 0.7)
-    f0 = np.interp(np.arange(HOP * len(tracks) + HOP), HOP * np.arange(1, len(tracks) + 1), 100 * 2 ** (melody / 12))
-    pulses = np.diff(np.floor(np.cumsum(f0) / SAMPLE_RATE), prepend=0)
-    source = np.stack([pulses, rng.standard_normal(len(pulses))]).astype(np.float32)
-    windows = np.lib.stride_tricks.sliding_window_view(source, 2 * HOP, axis=1)[:, ::HOP] * WINDOW
-    pulses, hiss = np.fft.rfft(windows, FFT)                                                            # (T, F) each
-    tilt = (1 + (FREQUENCIES / 500) ** 2) ** (-speaker.tilt / 2) * FREQUENCIES / (FREQUENCIES + 100)
-    spectrum = tilt * (voice * pulses + 0.3 * (breath + speaker.breath * voice) * hiss)
+    def scaled(self, count: int, least: int = 2) -> int:
+        """A count of the full corpus, scaled, but at least `least`."""
+        return max(round(self.scale * count), least)
 
-    # the filter: a resonator for each formant, of gain 1 at 0 Hz; friction does not pass through it
-    formants, gain, damping = [*_smooth(tracks[:, 1:4], 9).T[..., None], 3500, 4500], 1, 1             # Hz: (T, 1)
-    for formant, scale, bandwidth in zip(formants, speaker.scale, (70, 90, 130, 200, 280)):
-        radius = float(np.exp(-np.pi * bandwidth / SAMPLE_RATE))
-        middle = 2 * radius * np.cos(2 * np.pi / SAMPLE_RATE * formant * scale).astype(np.float32)
-        gain = gain * (1 + radius**2 - middle)
-        damping = damping * (1 + radius**2 * DELAY**2 - middle * DELAY)
-    friction = 0.1 * friction * np.exp(-((FREQUENCIES - centre * speaker.scale[4]) / width) ** 2)
-    pieces = np.fft.irfft(spectrum * gain / damping + friction * hiss, FFT).reshape(len(tracks), 3, HOP)
-    samples = np.zeros((len(tracks) + 2, HOP), np.float32)
-    for k in range(3):
-        samples[k:k + len(tracks)] += pieces[:, k]
-    level = 0.4 * 10 ** ((speaker.level + rng.normal(0, 1)) / 20)
-    return level * samples.ravel()[HOP // 2:][:len(tracks) * HOP]
+    def sentence(self, symbol: str) -> str:
+        """A random sentence of GRAMMAR."""
+        return " ".join(random_sentence(symbol, self.rng)[0])
 
-def render(clip):
-    """The sound of a clip, its voices through the channel with noise and gain: (N,) float32."""
-    voices, (gain, snr, colour, slope) = [speak(*voice) for voice in clip.voices], clip.room
-    speech = np.zeros(max([round(clip.seconds * SAMPLE_RATE), *map(len, voices)]), np.float32)
-    for voice in voices:
-        speech[:len(voice)] += voice
-    frequencies = np.fft.rfftfreq(len(speech), 1 / SAMPLE_RATE).astype(np.float32)
-    shape = (1 + frequencies / 500) ** -colour
-    shape *= 0.025 * 10 ** (-snr / 20) * (len(speech) / 2 / float(np.mean(shape**2))) ** 0.5    # 0.025: speech's RMS
-    noise = shape * np.random.default_rng(clip.seed).standard_normal(2 * len(shape), np.float32).view(np.complex64)
-    mixed = np.fft.irfft(np.fft.rfft(speech) * ((frequencies + 100) / 1000) ** slope + noise, len(speech))
-    return np.clip(mixed * 10 ** (gain / 20), -1, 1).astype(np.float32)
+    def speakers(self, first: int, count: int) -> Iterator[tuple[int, Speaker]]:
+        """New voices: yields (number, speaker). `count` is that of the full corpus."""
+        for number in range(first, first + self.scaled(count)):
+            yield number, random_speaker(self.rng)
 
-def _clip(rng, path, *lines, room=None, seconds=0.0):
-    """The clip of lines (words, speaker), in a room of its own if none is given."""
-    voices = tuple((*line, int(rng.integers(2**32))) for line in lines)
-    return Clip(path, voices, room or random_room(rng), int(rng.integers(2**32)), seconds)
+    def text(self, path: str, line: str) -> None:
+        """Add a line to a text file."""
+        self.texts[path].append(line)
 
-def unlabelled(seconds, seed=0):
-    """At least `seconds` of varied speech to pre-train on, every utterance by a new speaker: list of (N,) float32."""
-    rng, waves = np.random.default_rng(seed), []
-    while sum(map(len, waves)) < seconds * SAMPLE_RATE:
-        speaker = feel(random_speaker(rng), rng.choice(list(EMOTIONS)))
-        waves.append(render(_clip(rng, "", (expand(rng.choice(SAYINGS), rng)[0], speaker))))
+    def record(self, path: str, *spoken: tuple[str, Speaker], room: Room | None = None,
+               seconds: float = 0.0) -> Clip:
+        """Add a clip of (words, speaker) pairs, in a new room if none is given."""
+        lines = []
+        for words, speaker in spoken:
+            lines.append(Line(words, speaker, int(self.rng.integers(2**32))))
+        if room is None:
+            room = random_room(self.rng)
+        clip = Clip(path, tuple(lines), room, int(self.rng.integers(2**32)), seconds)
+        self.clips.append(clip)
+        return clip
+
+
+def librispeech(plan: Plan) -> None:
+    """PR and ASR: sentences that are read aloud."""
+    for word, phonemes in LEXICON.items():      # a word may be in either of the two lexicon files
+        part = "allothers" if word > "w" else "200k"
+        plan.text(f"LibriSpeech/librispeech-lexicon-{part}-g2p.txt",
+                  f"{word.upper()}\t{' '.join(phonemes)}")
+    splits = ("train-clean-100", 100, 60), ("dev-clean", 200, 10), ("test-clean", 300, 25)
+    for split, first, readers in splits:
+        for reader, speaker in plan.speakers(first, readers):
+            chapter = f"{reader}-{reader}00"
+            folder = f"LibriSpeech/{split}/{chapter.replace('-', '/')}"
+            for k in range(plan.scaled(10, least=4)):
+                words = plan.sentence("story")
+                plan.record(f"{folder}/{chapter}-{k:04d}.flac", (words, speaker))
+                plan.text(f"{folder}/{chapter}.trans.txt", f"{chapter}-{k:04d} {words.upper()}")
+
+
+def speech_commands(plan: Plan) -> None:
+    """KS: single words. Validation and testing are lists of files; the test set is a folder."""
+    words = list(LEXICON)       # 10 keywords, 20 other words of Speech Commands, then other words
+    splits = (("train", 0, 55, (0.2, 1)), ("validation", 100, 11, (0, 0.1)),
+              ("testing", 200, 2, (0.1, 0.2)))
+    for split, first, people, hashes in splits:
+        for number, speaker in plan.speakers(first, people):
+            for word in [*words[:10], words[10 + number % 20]]:
+                file = f"{word}/{keyword_name(number, *hashes)}"
+                plan.record(f"{SPEECH_COMMANDS}/{file}", (word, speaker),
+                            seconds=plan.rng.uniform(0.7, 1))
+                if split != "train":
+                    plan.text(f"{SPEECH_COMMANDS}/{split}_list.txt", file)
+
+    for number, speaker in plan.speakers(300, 42):
+        # training has half of the unknown words of the test set
+        unknown = words[10 + number % 20] if number % 2 else words[30 + number % 100]
+        name = keyword_name(number, 0, 1)
+        for word in [*words[:10], unknown, "_silence_"]:
+            spoken = [] if word == "_silence_" else [(word, speaker)]
+            file = f"{word}/{name}"
+            if word == unknown:
+                file = f"_unknown_/{word}_{name}.wav"   # ends in .wav.wav, as in the real test set
+            plan.record(f"speech_commands_test_set_v0.01/{file}", *spoken,
+                        seconds=plan.rng.uniform(0.7, 1))
+    for k in range(plan.scaled(6)):
+        plan.record(f"{SPEECH_COMMANDS}/_background_noise_/noise_{k}.wav", seconds=20.0)
+
+
+def keyword_name(number: int, low: float, high: float) -> str:
+    """A file name for a speaker's keywords whose hash is in [low, high).
+
+    Speech Commands hashes a name to a number between 0 and 1. Validation has those below 0.1,
+    testing those below 0.2, and training the rest.
+    """
+    trial = 0
+    while True:
+        name = sha1(f"{number} {trial}".encode()).hexdigest()[:8]
+        if low <= int(sha1(name.encode()).hexdigest(), 16) % 2**27 / (2**27 - 1) < high:
+            return f"{name}_nohash_0.wav"
+        trial += 1
+
+
+def voxceleb(plan: Plan) -> None:
+    """SID and ASV: each video of a speaker has a room of its own; trials have unseen speakers."""
+    most = plan.scaled(33, least=8)
+    few = plan.scaled(10, least=4)
+    groups = (("iden_split", 10001, 40, most), ("other", 10101, 40, few),
+              ("veri_dev", 10201, 8, few), ("veri_test", 10270, 20, plan.scaled(11, least=4)))
+    paths = {}
+    for group, first, people, recordings in groups:
+        part = "test" if group == "veri_test" else "dev"
+        paths[group] = []
+        for number, speaker in plan.speakers(first, people):
+            rooms = {}
+            for k in range(recordings):
+                words = _long_sentence(plan, speaker)
+                video = 5 * k // most
+                if video not in rooms:
+                    rooms[video] = random_room(plan.rng)
+                path = f"id{number}/video{video}/{k:05d}.wav"
+                paths[group].append(path)
+                plan.record(f"VoxCeleb1/{part}/wav/{path}", (words, speaker), room=rooms[video])
+                if group == "iden_split":
+                    # 1 is training, 2 is dev, 3 is test, which has its own videos as in VoxCeleb1
+                    split = 3 if video > 2 else 2 if k % 6 == 1 else 1
+                    plan.text("VoxCeleb1/iden_split.txt", f"{split} {path}")
+    _trials(plan, paths["veri_dev"], 300, ["veri_dev"])
+    _trials(plan, paths["veri_test"], 1000, ["veri_test", "voxceleb1_test_v2"])
+
+
+def _long_sentence(plan: Plan, speaker: Speaker) -> str:
+    """A sentence of more than 2 s, which ASV requires of its training data."""
+    words = plan.sentence("story")
+    while True:
+        milliseconds = 0.0
+        for word in words.split():
+            for phoneme in LEXICON[word]:
+                milliseconds += PHONEMES[phoneme][:, DURATION].sum()
+        if milliseconds >= 2400 * speaker.rate:
+            return words
+        words += " " + plan.sentence("noun")
+
+
+def _trials(plan: Plan, paths: list[str], count: int, files: list[str]) -> None:
+    """As many pairs of one speaker as of two speakers, in random order, into each of the files."""
+    for same in (True, False):
+        pairs = [(a, b) for a, b in combinations(paths, 2) if (a[:7] == b[:7]) == same]
+        for i in plan.rng.permutation(len(pairs))[:plan.scaled(count, least=4)]:
+            for file in files:
+                plan.text(f"VoxCeleb1/{file}.txt", f"{same:d} {pairs[i][0]} {pairs[i][1]}")
+
+
+def libri2mix(plan: Plan) -> None:
+    """SD: two voices at the same time, with pauses. Each speaker is in one mixture only."""
+    splits = (("train", "train-100", 1000, 300), ("dev", "dev", 2000, 60),
+              ("test", "test", 3000, 150))
+    for split, folder, first, mixtures in splits:
+        for k in range(plan.scaled(mixtures, least=4)):
+            numbers = first + 2 * k, first + 2 * k + 1
+            mixture = f"{numbers[0]}-1-0000_{numbers[1]}-1-0000"
+            spoken = []
+            for _ in numbers:
+                words = plan.sentence("turns")
+                spoken.append((words, random_speaker(plan.rng)))
+            path = f"Libri2Mix/wav16k/max/{folder}/mix_both/{mixture}.wav"
+            clip = plan.record(path, *spoken)
+            plan.text(f"diarization/{split}/wav.scp", f"{mixture} {path}")
+            _diarization_labels(plan, split, mixture, numbers, clip)
+
+
+def _diarization_labels(plan: Plan, split: str, mixture: str, numbers: tuple[int, int],
+                        clip: Clip) -> None:
+    """Who speaks when in a mixture, as the files of a Kaldi folder."""
+    folder = f"diarization/{split}"
+    length = 0.0
+    for speaker, line in zip(numbers, clip.lines):
+        segments = timing(*line)
+        for start, stop in turns(segments):
+            # DIFFERS: in the real files a segment's id lacks the speaker, so two can have one id
+            name = f"{speaker}_{mixture}_{1000 * start:06.0f}_{1000 * stop:06.0f}"
+            plan.text(f"{folder}/segments", f"{name} {mixture} {start} {stop}")
+            plan.text(f"{folder}/utt2spk", f"{name} {speaker}")
+            plan.text(f"{folder}/rttm", f"SPEAKER\t{mixture}\t1\t{start}\t{stop - start:.2f}"
+                                        f"\t<NA>\t<NA>\t{speaker}\t<NA>")
+        plan.text(f"{folder}/spk2utt", f"{speaker} {mixture}")
+        length = max(length, sum(segment.frames for segment in segments) / 100)
+    plan.text(f"{folder}/reco2dur", f"{mixture} {length}")
+
+
+def fluent_speech_commands(plan: Plan) -> None:
+    """IC: spoken commands, the 31 intents in turn."""
+    row = 0
+    splits = ("train", 0, 44, 16), ("valid", 100, 8, 15), ("test", 200, 24, 21)
+    for split, first, people, each in splits:
+        table = f"{FSC}/data/{split}_data.csv"
+        plan.text(table, ",path,speakerId,transcription,action,object,location")
+        for number, speaker in plan.speakers(first, people):
+            for k in range(each):
+                intent = COMMANDS[12 * row % 31]    # 12 and 31 have no common factor: all occur
+                words = plan.sentence(intent)
+                path = f"wavs/speakers/speaker{number}/{k}.wav"
+                columns = row, path, f"speaker{number}", words.capitalize(), *intent.split(", ")
+                plan.text(table, ",".join(map(str, columns)))
+                plan.record(f"{FSC}/{path}", (words, speaker))
+                row += 1
+
+
+def snips(plan: Plan) -> None:
+    """SF: each sentence occurs once, and each speaker is in one split only."""
+    for slot in ["O", *SLOTS]:
+        plan.text("SNIPS/slots.txt", slot)
+    spoken = set()
+    for split, first, people, each in ("train", 0, 8, 88), ("valid", 8, 4, 30), ("test", 12, 4, 75):
+        for number, speaker in plan.speakers(first, people):
+            for _ in range(plan.scaled(each)):
+                intent, words, slots = _new_sentence(plan, spoken)
+                name = f"{SNIPS_VOICES[number]}-snips-{split}-{len(spoken)}"
+                spoken.add(words)
+                plan.record(f"SNIPS/{split}/{name}.wav", (words, speaker))
+                plan.text("SNIPS/all.iob.snips.txt",
+                          f"{name} BOS {words.upper()} EOS\tO {slots} {intent}")
+
+
+def _new_sentence(plan: Plan, spoken: set[str]) -> tuple[str, str, str]:
+    """An intent of SNIPS, a sentence that is not in `spoken`, and its slots."""
+    while True:
+        intent = plan.rng.choice(INTENTS)
+        words, slots = random_sentence(intent, plan.rng)
+        if " ".join(words) not in spoken:
+            return intent, " ".join(words), " ".join(slots)
+
+
+def iemocap(plan: Plan) -> None:
+    """ER: acted sentences in five sessions; each dialogue is between two new voices."""
+    # DIFFERS: a real session has two actors, the same in all its dialogues
+    used = ["neu", "neu", "hap", "exc", "ang", "ang", "sad", "sad"]
+    unused = ["fru", "xxx"]     # SUPERB leaves out these labels: an actor's first utterance has one
+    for session in range(1, 6):
+        actors, each = (24, 21) if session == 1 else (12, 15)
+        for actor, speaker in plan.speakers(0, actors):
+            dialogue = f"Ses{session:02d}{'FM'[actor // 2 % 2]}_impro{actor // 2 + 1:02d}"
+            folder = f"IEMOCAP/Session{session}"
+            for k in range(plan.scaled(each, least=4) + 1):
+                label = plan.rng.choice(used if k > 0 else unused)
+                words = plan.sentence(plan.rng.choice(ANY_SENTENCE))
+                name = f"{dialogue}_{'FM'[actor % 2]}{k:03d}"
+                plan.record(f"{folder}/sentences/wav/{dialogue}/{name}.wav",
+                            (words, with_emotion(speaker, label)))
+                times = f"[{3 * k:.4f} - {3 * k + 2:.4f}]"
+                plan.text(f"{folder}/dialog/EmoEvaluation/{dialogue}.txt",
+                          f"{times}\t{name}\t{label}\t[2.5000, 2.5000, 2.5000]\n")
+
+
+def plan_corpus(seed: int = 0, scale: float = 1.0) -> Plan:
+    """The whole corpus, without any sound. `scale` shrinks the numbers of speakers and clips."""
+    plan = Plan(seed, scale)
+    for corpus in (librispeech, speech_commands, voxceleb, libri2mix, fluent_speech_commands, snips,
+                   iemocap):
+        corpus(plan)
+    return plan
+
+
+def unlabelled(seconds: float, seed: int = 0) -> list[np.ndarray]:
+    """At least `seconds` of varied speech for pretraining: one (N,) float32 for each utterance.
+
+    Every utterance has a new speaker.
+    """
+    plan = Plan(seed, scale=1.0)
+    waves, samples = [], 0
+    while samples < seconds * SAMPLE_RATE:
+        speaker = random_speaker(plan.rng)
+        speaker = with_emotion(speaker, plan.rng.choice(list(EMOTIONS)))
+        words = plan.sentence(plan.rng.choice(ANY_SENTENCE))
+        waves.append(render(plan.record("", (words, speaker))))
+        samples += len(waves[-1])
     return waves
 
-# The corpus: every dataset yields clips, and (text file, one line of it); n(count, least) is a count as scaled by plan.
 
-def _cast(rng, n, *groups):
-    """Groups (split, number of the first speaker, speakers, turns of each) -> split, number, speaker, turn."""
-    for split, first, count, turns in groups:
-        for number in range(first, first + n(count)):
-            speaker = random_speaker(rng)
-            yield from ((split, number, speaker, turn) for turn in range(turns))
+def write_corpus(root, seed: int = 0, scale: float = 1.0) -> None:
+    """Write the corpus into the new folder `root`; the same seed and scale give the same bytes.
 
-def librispeech(rng, n):
-    """PR and ASR: read sentences. Which of the two lexicon files has a word does not matter."""
-    for word, phones in LEXICON.items():
-        part = "allothers" if word > "w" else "200k"
-        yield f"LibriSpeech/librispeech-lexicon-{part}-g2p.txt", f"{word.upper()}\t{' '.join(phones)}"
-    for split, reader, speaker, k in _cast(rng, n, ("train-clean-100", 100, 60, n(10, 4)),
-                                           ("dev-clean", 200, 10, n(10, 4)), ("test-clean", 300, 25, n(10, 4))):
-        words, chapter = expand("story", rng)[0], f"{split}/{reader}/{reader}00/{reader}-{reader}00"
-        yield _clip(rng, f"LibriSpeech/{chapter}-{k:04d}.flac", (words, speaker))
-        yield f"LibriSpeech/{chapter}.trans.txt", f"{reader}-{reader}00-{k:04d} {words.upper()}"
+    If another process is writing it, this one waits, and accepts that corpus if it is the same.
+    A process that is killed leaves no `root`. Raises FileExistsError if `root` exists already and
+    is not an empty folder, and OSError with a clear message if it cannot be written.
+    """
+    root = Path(root)
+    _check_free(root)
+    check_writable(root)
+    plan = plan_corpus(seed, scale)
+    with locked(root):
+        if not is_written(plan, root):      # by the process that this one has waited for
+            _check_free(root)
+            _write(plan, root)
+        # A finished corpus needs no lock, so the lock file may go even if others wait for it.
+        root.with_name(f"{root.name}.lock").unlink(missing_ok=True)
 
-def speech_commands(rng, n):
-    """KS: single words. A hash of a clip's name gives its split: 10 % validation, 10 % testing (unused), else train."""
-    def name(number, low, high):
-        names = (sha1(f"{number} {trial}".encode()).hexdigest()[:8] for trial in itertools.count())
-        return next(x for x in names if low <= int(sha1(x.encode()).hexdigest(), 16) % 2**27 / (2**27 - 1) < high)
-    bounds = {"train": (0.2, 2), "validation": (0, 0.1), "testing": (0.1, 0.2), "test set": (0, 2)}
-    for split, number, speaker, k in _cast(rng, n, ("train", 0, 55, 11), ("validation", 100, 11, 11),
-                                           ("testing", 200, 2, 11), ("test set", 300, 42, 12)):
-        words, root = list(LEXICON), f"speech_commands_{'test_set_' * (split == 'test set')}v0.01"
-        known = split != "test set" or number % 2       # half of the test's unknown words are not in training
-        word = [*words[:10], words[10 + number % 20] if known else words[30 + number % 100], "_silence_"][k]
-        path = f"{word}/{name(number, *bounds[split])}_nohash_0.wav"
-        if split == "test set" and k == 10:
-            path = f"_unknown_/{path.replace('/', '_')}.wav"
-        yield _clip(rng, f"{root}/{path}", *[(word, speaker)] * (k < 11), seconds=rng.uniform(0.7, 1))
-        if split in ("validation", "testing"):
-            yield f"{root}/{split}_list.txt", path
-    for k in range(n(6)):
-        yield _clip(rng, f"speech_commands_v0.01/_background_noise_/noise_{k}.wav", seconds=20.0)
 
-def voxceleb(rng, n):
-    """SID and ASV: each of a speaker's videos has a room of its own; nobody in the trials is in a training set."""
-    rooms, paths = defaultdict(lambda: random_room(rng)), defaultdict(list)
-    for role, number, speaker, k in _cast(rng, n, ("iden_split", 10001, 40, n(33, 8)), ("", 10101, 40, n(10, 4)),
-                                          ("veri_dev", 10201, 8, n(10, 4)), ("veri_test", 10270, 20, n(11, 4))):
-        words, video = expand("story", rng)[0], 5 * k // n(33, 8)
-        while sum(PHONES[p][:, 0].sum() for word in words.split() for p in LEXICON[word]) < 2400 * speaker.rate:
-            words += " " + expand("noun", rng)[0]       # ASV trains on what is longer than 2 s
-        path, part = f"id{number}/video{video}/{k:05d}.wav", "test" if role == "veri_test" else "dev"
-        paths[role].append(path)
-        yield _clip(rng, f"VoxCeleb1/{part}/wav/{path}", (words, speaker), room=rooms[number, video])
-        if role == "iden_split":                        # 1 train, 2 dev, 3 test: has its own videos, as in VoxCeleb1
-            yield "VoxCeleb1/iden_split.txt", f"{3 if video > 2 else 2 if k % 6 == 1 else 1} {path}"
-    for role, count, *files in ("veri_dev", 300, "veri_dev"), ("veri_test", 1000, "veri_test", "voxceleb1_test_v2"):
-        pairs = list(itertools.combinations(paths[role], 2))
-        for same in (True, False):
-            trials = [pair for pair in pairs if (pair[0][:7] == pair[1][:7]) == same]
-            for i, file in itertools.product(rng.permutation(len(trials))[:n(count, 4)], files):
-                yield f"VoxCeleb1/{file}.txt", f"{same:d} {' '.join(trials[i])}"
-
-def libri2mix(rng, n):
-    """SD: two voices at once, with pauses; Kaldi's files. No speaker is in two mixtures."""
-    for split, more, first, count in ("train", "-100", 1000, 300), ("dev", "", 2000, 60), ("test", "", 3000, 150):
-        for number in range(first, first + 2 * n(count, 4), 2):
-            mix, to, seconds = f"{number}-1-0000_{number + 1}-1-0000", f"diarization/{split}", []
-            clip = _clip(rng, f"Libri2Mix/wav16k/max/{split}{more}/mix_both/{mix}.wav",
-                         *[(expand("turns", rng)[0], random_speaker(rng)) for _ in range(2)])
-            yield clip
-            for name, voice in enumerate(clip.voices, number):
-                stop = 0.0
-                for silent, run in itertools.groupby(timing(*voice), lambda part: part[0] == "sil"):
-                    start, stop = stop, round(stop + sum(frames for *_, frames in run) / 100, 2)
-                    if not silent:  # DIFFERS: real segment ids lack the speaker, so that two segments can share one
-                        segment = f"{name}_{mix}_{1000 * start:06.0f}_{1000 * stop:06.0f}"
-                        yield f"{to}/segments", f"{segment} {mix} {start} {stop}"
-                        yield f"{to}/utt2spk", f"{segment} {name}"
-                        yield f"{to}/rttm", f"SPEAKER\t{mix}\t1\t{start}\t{stop - start:.2f}\t<NA>\t<NA>\t{name}\t<NA>"
-                seconds.append(stop)
-                yield f"{to}/spk2utt", f"{name} {mix}"
-            yield f"{to}/wav.scp", f"{mix} {clip.path}"
-            yield f"{to}/reco2dur", f"{mix} {max(seconds)}"
-
-def fluent_speech_commands(rng, n):
-    """IC: spoken commands, the 31 intents in turn."""
-    for row, (split, number, speaker, k) in enumerate(
-            _cast(rng, n, ("train", 0, 44, 16), ("valid", 100, 8, 15), ("test", 200, 24, 21))):
-        intent, path = COMMANDS[12 * row % 31], f"wavs/speakers/speaker{number}/{k}.wav"
-        words, table = expand(intent, rng)[0], f"fluent_speech_commands_dataset/data/{split}_data.csv"
-        if number % 100 == k == 0:
-            yield table, ",path,speakerId,transcription,action,object,location"
-        yield table, f"{row},{path},speaker{number},{words.capitalize()},{intent.replace(', ', ',')}"
-        yield _clip(rng, f"fluent_speech_commands_dataset/{path}", (words, speaker))
-
-def snips(rng, n):
-    """SF: no sentence is said twice, no speaker is in two splits."""
-    yield from (("SNIPS/slots.txt", slot) for slot in ["O", *SLOTS])
-    names = "Ivy Joanna Joey Justin Kendra Kimberly Matthew Salli Aditi Amy Geraint Nicole Brian Emma Raveena Russell"
-    words, said = None, {None}
-    for row, (split, number, speaker, _) in enumerate(
-            _cast(rng, n, ("train", 0, 8, n(88)), ("valid", 8, 4, n(30)), ("test", 12, 4, n(75)))):
-        while words in said:
-            intent = rng.choice(INTENTS)
-            words, slots = expand(intent, rng)
-        said.add(words)
-        name = f"{names.split()[number]}-snips-{split}-{row}"
-        yield _clip(rng, f"SNIPS/{split}/{name}.wav", (words, speaker))
-        yield "SNIPS/all.iob.snips.txt", f"{name} BOS {words.upper()} EOS\tO {slots} {intent}"
-
-def iemocap(rng, n):
-    """ER: acted sentences. Here a dialogue has two voices of its own, where in IEMOCAP a session has two actors."""
-    groups = [(session, 0, 24 if session == 1 else 12, n(21 if session == 1 else 15, 4) + 1) for session in range(1, 6)]
-    for session, actor, speaker, k in _cast(rng, n, *groups):
-        dialogue = f"Ses{session:02d}{'FM'[actor // 2 % 2]}_impro{actor // 2 + 1:02d}"
-        label = rng.choice(["neu", "neu", "hap", "exc", "ang", "ang", "sad", "sad"] if k else ["fru", "xxx"])
-        name, words = f"{dialogue}_{'FM'[actor % 2]}{k:03d}", expand(rng.choice(SAYINGS), rng)[0]
-        yield _clip(rng, f"IEMOCAP/Session{session}/sentences/wav/{dialogue}/{name}.wav", (words, feel(speaker, label)))
-        yield (f"IEMOCAP/Session{session}/dialog/EmoEvaluation/{dialogue}.txt",
-               f"[{3 * k:.4f} - {3 * k + 2:.4f}]\t{name}\t{label}\t[2.5000, 2.5000, 2.5000]\n")
-
-def plan(seed=0, scale=1.0):
-    """All clips, and {text file: its lines}, without any sound yet. `scale` shrinks all counts."""
-    rng, clips, texts = np.random.default_rng(seed), [], defaultdict(list)
-    for dataset in (librispeech, speech_commands, voxceleb, libri2mix, fluent_speech_commands, snips, iemocap):
-        for item in dataset(rng, lambda count, least=2: max(round(scale * count), least)):
-            clips.append(item) if isinstance(item, Clip) else texts[item[0]].append(item[1])
-    return clips, texts
-
-def _write(root, clip):
-    """Render a clip into its file."""
-    Path(root, clip.path).parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(Path(root, clip.path), np.round(render(clip) * 32767).astype(np.int16), SAMPLE_RATE)
-
-def write_corpus(root, seed=0, scale=1.0):
-    """Write the corpus into a new folder; the same seed gives the same bytes. FileExistsError if `root` is there."""
-    if any(Path(root).glob("*")):
+def _check_free(root: Path) -> None:
+    """FileExistsError if there is something at `root`."""
+    if root.is_dir() and not any(root.iterdir()):
+        return
+    if root.exists():
         raise FileExistsError(f"{root} is not empty: remove it, or choose another folder")
-    clips, texts = plan(seed, scale)
-    partial = Path(root).with_name(f"{Path(root).name}.partial-{os.getpid()}")  # a kill leaves no half corpus at `root`
-    for name, lines in texts.items():
-        Path(partial, name).parent.mkdir(parents=True, exist_ok=True)
-        Path(partial, name).write_text("\n".join(lines) + "\n" * (name != "SNIPS/slots.txt"))   # as in the original
-    with ProcessPoolExecutor(min(os.cpu_count(), 2)) as pool:
-        list(tqdm(pool.map(_write, [partial] * len(clips), clips, chunksize=16), "toy corpus", len(clips)))
-    partial.rename(root)
+
+
+def is_written(plan: Plan, root: Path) -> bool:
+    """Whether `root` holds this corpus, judged by the text files and the names of the clips."""
+    for path, lines in plan.texts.items():
+        if not (root / path).is_file() or (root / path).read_text() != _content(path, lines):
+            return False
+    return all((root / clip.path).is_file() for clip in plan.clips)
+
+
+def _content(path: str, lines: list[str]) -> str:
+    """The content of a text file; slots.txt has no newline at its end, as in Audio SNIPS."""
+    return "\n".join(lines) + ("" if path == "SNIPS/slots.txt" else "\n")
+
+
+def _write(plan: Plan, root: Path) -> None:
+    """Write a planned corpus beside `root`, then rename it, so that `root` is never incomplete."""
+    partial = root.with_name(f"{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)      # of a process that was killed
+    try:
+        for path, lines in plan.texts.items():
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            (partial / path).write_text(_content(path, lines))
+        with ProcessPoolExecutor(min(os.cpu_count(), 2), initializer=_follow_parent) as pool:
+            done = pool.map(_write_clip, [partial] * len(plan.clips), plan.clips, chunksize=16)
+            for _ in tqdm(done, "toy corpus", len(plan.clips), unit="clip"):
+                pass
+        partial.rename(root)
+    except (OSError, soundfile.SoundFileError, BrokenProcessPool) as error:
+        raise _cannot_write(root, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """OSError with a clear message, before any work is done, if nothing can be made at `path`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: Exception) -> OSError:
+    """The error for the user."""
+    reason = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        reason = f"{error.filename}: {error.strerror}"
+    return OSError(f"cannot write {path} ({reason}); make room or choose another place")
+
+
+def _write_clip(folder: Path, clip: Clip) -> None:
+    """Render a clip and write it as 16-bit audio."""
+    path = folder / clip.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.round(render(clip) * 32767).astype(np.int16), SAMPLE_RATE)
+
+
+def _follow_parent() -> None:
+    """Set up a worker process: it leaves Ctrl-C to its parent, and it ends if its parent is killed.
+
+    Otherwise a worker waits for work forever, and the lock that it has inherited stays locked.
+    """
+    signal(SIGINT, SIG_IGN)
+    signal(SIGTERM, SIG_DFL)
+
+    def end_with_parent() -> None:
+        connection.wait([parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="data/toy", help="a new folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    args = parser.parse_args()
+    with friendly_errors(debug=False):
+        write_corpus(args.out, args.seed)
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", dest="root", default="data/toy", help="a new folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    write_corpus(**vars(parser.parse_args()))
+    main()
