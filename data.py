@@ -60,6 +60,7 @@ class Corpus:
     balanced: bool = False         # training draws all classes equally often
     trials: tuple = ()             # ASV dev and test: (label, id, id)
     skipped: tuple[str, ...] = ()  # what was left out and why, one sentence each
+    digest: str = ""               # of its content (corpus_digest)
 
     @property
     def classes(self) -> int | tuple[int, ...]:
@@ -72,6 +73,20 @@ class Corpus:
     def lengths(self) -> list[int]:
         """The samples of each utterance that enter the encoder."""
         return [min(u.samples, self.crop or u.samples) for u in self.utterances]
+
+
+def audio_digest(path: str) -> str:
+    import hashlib
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+
+
+def corpus_digest(corpus: Corpus, cache=None) -> str:
+    import hashlib
+    d = hashlib.blake2b(digest_size=16)
+    for u in sorted(corpus.utterances, key=lambda u: u.id):
+        target = u.target.tolist() if hasattr(u.target, "tolist") else u.target
+        d.update(repr((u.id, target, u.start, u.stop, audio_digest(u.path))).encode())
+    return d.hexdigest()
 
 
 def load_audio(utterance: Utterance, corpus: Corpus, seed=None) -> np.ndarray:

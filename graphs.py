@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
-from engine.runs import RunError, load_json
-from evaluate import read_results
+from engine.launch import friendly_errors
+from engine.runs import RunError
 from metrics import paired_bootstrap
+from results import Result, check_comparable, read_results
 from tasks import TASKS, Metric
 
 PAPER = Path(__file__).with_name("paper_table1.json")
@@ -73,45 +74,19 @@ def paper_changes() -> list[Change]:
     return changes
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finished run."""
-
-    path: Path
-    scenario: str
-    label: str  # the task left out, or "all"
-    seed: int
-    fold: int
-    metrics: dict[str, dict[str, float]]  # {task: {metric: percent}}
-
-    def pairs(self, task: str, metric: str) -> list[tuple[tuple, list]]:
-        """((id, reference), two numbers) of each test utterance; RunError for a damaged file."""
-        path = self.path / "predictions" / f"{task}.jsonl"
-        try:
-            rows = load_json(path, lines=True)
-            return [((row["id"], str(row["reference"])), row[metric]) for row in rows]
-        except (KeyError, TypeError) as error:
-            message = f"no predictions of {task} in {path}; delete the run and train again"
-            raise RunError(message) from error
-
-
-def finished_runs(folder: Path) -> list[Result]:
-    """All finished runs in a folder."""
-    results = []
-    for saved in read_results(folder):
-        results.append(Result(saved["path"], saved["scenario"], saved["task"], saved["seed"],
-                              saved["fold"], saved["metrics"]))
-    return results
-
-
 def find_runs(folder: Path, seeds: list[int]) -> dict[str, list[Result]]:
     """The runs to compare, sorted by seed: {"mtl-all" or "leave-one-out-<task>": runs}."""
     found = {name: [] for name in ("mtl-all", *(f"leave-one-out-{task}" for task in TASKS))}
-    for result in sorted(finished_runs(folder), key=lambda result: result.seed):
-        name = f"{result.scenario}-{result.label}"
+    compared = []
+    for result in sorted(read_results(folder), key=lambda result: result.config.seed):
+        config = result.config
+        name = f"{config.scenario}-{config.task}"
+        of_all_tasks = config.universe == tuple(TASKS)
         # Runs of the other folds have other test utterances.
-        if name in found and result.seed in seeds and result.fold == 1:
+        if name in found and config.seed in seeds and config.fold == 1 and of_all_tasks:
             found[name].append(result)
+            compared.append(result)
+    check_comparable(compared)
     return found
 
 
@@ -120,10 +95,7 @@ def read_pairs(runs: list[Result], task: str) -> dict[int, dict]:
     pairs = {}
     for run in runs:
         if task in run.metrics:
-            if run.seed in pairs:
-                raise ValueError(f"two runs of seed {run.seed}, one of them in {run.path}; "
-                                 "move one to another folder")
-            pairs[run.seed] = dict(sorted(run.pairs(task, drawn_metric(task).name)))
+            pairs[run.config.seed] = dict(sorted(run.pairs(task, drawn_metric(task).name)))
     return pairs
 
 
@@ -136,7 +108,7 @@ def compare(source: str, target: str, before: dict, after: dict) -> Change | Non
     """
     utterances = [list(pairs) for pairs in [*before.values(), *after.values()]]
     if any(others != utterances[0] for others in utterances):
-        raise ValueError(f"mtl-all and leave-one-out-{source} were tested on other utterances of "
+        raise RunError(f"mtl-all and leave-one-out-{source} were tested on other utterances of "
                          f"{target}; use the same data for all runs")
     seeds = [seed for seed in before if seed in after]
     pairs_before = [list(before[seed].values()) for seed in seeds]  # (K, n, 2)
@@ -168,7 +140,7 @@ def run_changes(folder: Path, seeds: list[int]) -> list[Change]:
             if change:
                 changes.append(change)
     if not changes:
-        raise ValueError(f"nothing to draw: {folder} needs finished runs mtl-all and "
+        raise RunError(f"nothing to draw: {folder} needs finished runs mtl-all and "
                          "leave-one-out-NAME (train.py)")
     for name, found in runs.items():
         if len(found) < len(seeds):
@@ -339,10 +311,13 @@ def main(arguments: list[str] | None = None) -> None:
                         help="seeds to average, where they exist")
     parser.add_argument("--out", type=Path, default=Path("figures"))
     args = parser.parse_args(arguments)
-    try:
-        changes = paper_changes() if args.paper else run_changes(args.runs, args.seed)
-    except (ValueError, RunError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    with friendly_errors():
+        draw_graphs(args)
+
+
+def draw_graphs(args: argparse.Namespace) -> None:
+    """Compare, draw, write and print."""
+    changes = paper_changes() if args.paper else run_changes(args.runs, args.seed)
     edges = make_edges(changes)
     compared = {task for change in changes for task in (change.source, change.target)}
     tasks = [task for task in TASKS if task in compared]
@@ -352,7 +327,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         write_files(edges, tasks, title, args.out)
     except OSError as error:
-        parser.exit(2, f"error: cannot write to {args.out} ({error.strerror})\n")
+        raise OSError(f"cannot write to {args.out} ({error.strerror})") from error
     print_edges(edges)
     print(f"wrote edges.json, *.dot, fig2.svg, fig2.png to {args.out}")
 

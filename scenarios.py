@@ -1,217 +1,340 @@
-"""What the paper's four scenarios are made of (Section 2): their numbers, and which run builds on which.
+"""The paper's four scenarios (Section 2): what each one trains, from what, and with which numbers.
 
-    (a)   ssl            HuBERT frozen; the head of one task
-    (b-1) mtl            HuBERT and the heads of all nine tasks, trained together; heads start from (a)
+    (a)   ssl            HuBERT is frozen; one head is trained
+    (b-1) mtl            HuBERT and the heads of all nine tasks are trained together, round robin
     (b-2) leave-one-out  the same without one task
-    (c)   transfer       the encoder of (b-2), frozen; the head of the task that it has never seen
-    (a+)  control        (b-1) with HuBERT frozen: how much is due to training the heads for longer?
+    (c)   transfer       the encoder of (b-2) is frozen; the head of the left-out task is trained
+    (a+)  control        (b-1) with HuBERT frozen: what does training the heads for longer give?
+
+`Setting` holds the numbers that the command line may change, `Run` names one run, and `RunConfig`
+is everything that decides its result. Files: runs/<run.name>/config.json keeps the RunConfig.
 """
-import argparse
-from dataclasses import dataclass, field, fields, replace
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from engine.launch import rank, world_size
-from engine.runs import RunError
+from engine.flags import flag
+from engine.frozen import caches_means
+from engine.runs import RunError, read_config
+from model import BASE, TINY, Hubert, MultiTask, load_encoder, seed_random_numbers
 from tasks import TASKS, Recipe
 
-def flag(default, text: str):
-    """A field of `Setting`: its default, and what --help says about it."""
-    return field(default=default, metadata={"help": text})
+# The groups of flags in --help
+MODEL, SSL, MTL, TRANSFER = "model", "(a) ssl", "(b) mtl, leave-one-out", "(c) transfer"
 
 @dataclass(frozen=True)
 class Setting:
-    """The numbers of a training run; every field is a flag (--mtl-lr 1e-4). The defaults are the paper's (Section
-    3.3)."""
-    encoder: str = flag("hubert_base", "tiny, hubert_base, or a file or folder with HuBERT weights")
-    ssl_lr: float = flag(0.0, "(a): learning rate; 0 = the task's own recipe in tasks.py")
-    ssl_steps: int = flag(0, "(a): updates; 0 = the task's own recipe")
-    ssl_batch: int = flag(0, "(a): utterances per update, of all processes; 0 = the task's own recipe")
-    mtl_lr: float = flag(1e-5, "(b): peak learning rate, of encoder and heads alike")
-    mtl_steps: int = flag(200_000, "(b): updates, each with one batch of every task")
-    mtl_warmup: int = flag(5_000, "(b): updates over which the rate rises from 0; then it falls linearly to 0")
-    mtl_batch: int = flag(2, "(b): utterances per task and update, in each process")
-    transfer_lr: float = flag(1e-5, "(c): peak learning rate")
-    transfer_steps: int = flag(200_000, "(c): updates")
-    transfer_warmup: int = flag(5_000, "(c): updates of warm-up")
-    transfer_batch: int = flag(8, "(c): utterances per update, of all processes")
-    evaluate_every: int = flag(5_000, "(c): updates between two looks at dev")
-    time_mask_width: int = flag(40, "(b), (c): SpecAugment's time masks, in frames, are shorter; 0 = no SpecAugment")
-    feature_grad_mult: float = flag(0.1, "(b): scales the gradient of HuBERT's convolutions; 0 = they stay as they are")
-    save_every: int = flag(1_000, "updates between two checkpoints: a kill loses at most these")
-    log_every: int = flag(100, "updates between two lines of log.jsonl")
-    workers: int = flag(4, "processes that read audio ahead")
-    cache_gb: float = flag(50.0, "room on disk for the features of one frozen corpus, in GB")
+    """The numbers of training; every field is a flag (--mtl-lr 1e-4).
+
+    The defaults are the paper's (Section 3.3). None means the task's own recipe in tasks.py.
+    """
+
+    name: str = "paper"
+    encoder: str = flag("hubert_base", MODEL, "tiny, hubert_base, or a file or folder of weights")
+    precision: str = flag("fp32", MODEL, "bf16: autocast, losses in fp32; the default on a GPU",
+                          choices=("fp32", "bf16"))
+    ssl_lr: float | None = flag(None, SSL, "learning rate", above=0)
+    ssl_steps: int | None = flag(None, SSL, "updates", least=1)
+    ssl_batch: int | None = flag(None, SSL, "utterances per update", least=1)
+    mtl_lr: float = flag(1e-5, MTL, "peak learning rate of encoder and heads", above=0)
+    mtl_steps: int = flag(200_000, MTL, "updates, each with a batch of every task", least=1)
+    mtl_warmup: int = flag(5_000, MTL, "updates while the rate rises from 0", least=0)
+    mtl_batch: int = flag(2, MTL, "utterances per task and update, in each process", least=1)
+    heads: str = flag("ssl", MTL, "where the heads of (b) and (c) start: those of (a), as in the "
+                      "released code, or fresh ones", choices=("ssl", "fresh"))
+    weighting: str = flag("sum", MTL, "how nine losses become one step: sum (the paper), learned "
+                          "weights, gradient surgery", choices=("sum", "uncertainty", "pcgrad"))
+    feature_grad_mult: float = flag(0.1, MTL, "gradient scale of HuBERT's convolutions; 0 freezes "
+                                    "them", least=0)
+    time_mask_width: int = flag(40, MTL, "(c) too: SpecAugment's time masks are shorter than this, "
+                                "in frames; 0: no SpecAugment", least=0)
+    transfer_lr: float = flag(1e-5, TRANSFER, "peak learning rate", above=0)
+    transfer_steps: int = flag(200_000, TRANSFER, "updates", least=1)
+    transfer_warmup: int = flag(5_000, TRANSFER, "updates while the rate rises from 0", least=0)
+    transfer_batch: int = flag(8, TRANSFER, "utterances per update", least=1)
+    evaluate_every: int = flag(5_000, TRANSFER, "updates between two evaluations on dev", least=1)
+
 
 SETTINGS = {
     "paper": Setting(),
-    # DIFFERS from the paper, to be done in minutes: a tiny encoder, so larger rates and far fewer updates.
-    "tiny": Setting(encoder="tiny", mtl_lr=1e-3, mtl_steps=300, mtl_warmup=15, mtl_batch=2,
-                    transfer_lr=2e-3, transfer_steps=400, transfer_warmup=20, transfer_batch=16, evaluate_every=100,
-                    time_mask_width=0, feature_grad_mult=0.0, save_every=100, log_every=10, workers=0),
+    # DIFFERS from the paper: a tiny encoder, larger rates and far fewer updates take minutes.
+    "tiny": Setting("tiny", encoder="tiny", mtl_lr=1e-3, mtl_steps=300, mtl_warmup=15,
+                    feature_grad_mult=0.0, time_mask_width=0, transfer_lr=2e-3, transfer_steps=400,
+                    transfer_warmup=20, transfer_batch=16, evaluate_every=100),
 }
+
+
+def in_table_order(names) -> tuple[str, ...]:
+    """Task names without repeats, in the order of tasks.py."""
+    chosen = set(names)
+    return tuple(name for name in TASKS if name in chosen)
+
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of the plan: a scenario, the tasks whose heads it trains, and the task it leaves out."""
+    """One run: a scenario, the tasks whose heads it trains, and the task that it leaves out.
+
+    `universe` holds all tasks of the experiment, nine in the paper (train.py --tasks).
+    """
+
     scenario: str
     tasks: tuple[str, ...]
     left_out: str | None = None
+    seed: int = 0
+    fold: int = 1
+    universe: tuple[str, ...] = field(default_factory=lambda: tuple(TASKS))
 
     @property
-    def label(self) -> str:
-        """What the run is about: the task of a head, the task left out, "all", or the chosen tasks, as in PR+ASR."""
-        return self.left_out or ("all" if len(self.tasks) == len(TASKS) else "+".join(self.tasks))
+    def task(self) -> str:
+        """The task that the run is about, "all", or the tasks that it trains, as in ASR+PR."""
+        if self.left_out or self.scenario == "ssl":
+            return self.left_out or self.tasks[0]
+        return "all" if self.tasks == tuple(TASKS) else "+".join(self.tasks)
 
-    def folder(self, args: argparse.Namespace) -> Path:
-        """runs/ssl-IC, runs/mtl-all, runs/leave-one-out-IC, runs/mtl-PR+ASR, ...-seed1, ...-fold2"""
-        seed = f"-seed{args.seed}" if args.seed else ""
-        fold = f"-fold{args.fold}" if args.fold > 1 else ""
-        return args.runs / f"{self.scenario}-{self.label}{seed}{fold}"
+    @property
+    def name(self) -> str:
+        """The folder: ssl-IC, mtl-all, leave-one-out-IC, mtl-ASR+PR, transfer-IC-seed1-fold2...
 
-    def prerequisites(self, args: argparse.Namespace) -> list["Run"]:
-        """The runs whose results this one starts from."""
+        With fewer than nine tasks a run that leaves one out says so: transfer-IC-of-IC+KS+ER.
+        """
+        name = f"{self.scenario}-{self.task}"
+        if self.left_out and self.universe != tuple(TASKS):
+            name += f"-of-{'+'.join(self.universe)}"
+        name += f"-seed{self.seed}" if self.seed else ""
+        return name + (f"-fold{self.fold}" if self.fold > 1 else "")
+
+    def leave_one_out(self, left_out: str) -> "Run":
+        """Scenario (b-2) of the same universe, seed and fold: all tasks but one."""
+        others = tuple(name for name in self.universe if name != left_out)
+        return replace(self, scenario="leave-one-out", tasks=others, left_out=left_out)
+
+    def prerequisites(self, heads: str) -> list["Run"]:
+        """The runs that this one starts from: the heads of (a); for (c) also the encoder of (b-2).
+
+        `heads` is Setting.heads: fresh heads need no run of (a).
+        """
         if self.scenario == "ssl":
             return []
-        heads = [Run("ssl", (name,)) for name in self.tasks] if args.heads == "ssl" else []
+        runs = []
+        if heads == "ssl":
+            for name in self.tasks:
+                runs.append(Run("ssl", (name,), seed=self.seed, fold=self.fold))
         if self.scenario == "transfer":
-            heads.append(leave_one_out(self.left_out))
-        return heads
+            runs.append(self.leave_one_out(self.left_out))
+        return runs
 
-def leave_one_out(name: str) -> Run:
-    """Scenario (b-2): all tasks but one."""
-    return Run("leave-one-out", tuple(other for other in TASKS if other != name), left_out=name)
 
-def requested_runs(args: argparse.Namespace) -> list[Run]:
-    """The runs that the command line asks for, without what they need."""
-    each = {"ssl": lambda name: Run("ssl", (name,)), "leave-one-out": leave_one_out,
-            "transfer": lambda name: Run("transfer", (name,), left_out=name)}
-    if args.scenario == "all":  # the 28 runs of Table 1: 9 + 1 + 9 + 9
-        return [Run("mtl", tuple(TASKS))] + [make(name) for make in each.values() for name in TASKS]
-    if args.scenario in ("mtl", "control"):
-        return [Run(args.scenario, tuple(args.tasks or TASKS))]
-    return [each[args.scenario](name) for name in args.task or TASKS]
+def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1) -> list[Run]:
+    """The runs of a scenario for each of `tasks`; "all" gives the 28 runs of Table 1 (9+1+9+9)."""
+    base = Run("mtl", universe, seed=seed, fold=fold, universe=universe)
+    if scenario in ("mtl", "control"):
+        return [replace(base, scenario=scenario)]
+    if scenario == "ssl":
+        return [Run("ssl", (name,), seed=seed, fold=fold) for name in tasks]
+    if scenario == "leave-one-out":
+        return [base.leave_one_out(name) for name in tasks]
+    if scenario == "transfer":
+        return [replace(base, scenario="transfer", tasks=(t,), left_out=t) for t in tasks]
+    runs = []
+    for part in ("mtl", "ssl", "leave-one-out", "transfer"):
+        runs += scenario_runs(part, universe, universe, seed, fold)
+    return runs
 
-def with_prerequisites(runs: list[Run], args: argparse.Namespace) -> list[list[Run]]:
-    """All runs to make, in stages: the runs of one stage need only runs of earlier stages."""
+
+def with_prerequisites(runs: list[Run], heads: str, finished: Callable = lambda run: False):
+    """The runs and what they build on, and so on; a finished run needs nothing any more."""
     wanted = list(runs)
-    for run in wanted:  # grows on the way
-        if not (run.folder(args) / "result.json").exists():
-            wanted += [need for need in run.prerequisites(args) if need not in wanted]
-    stages = [[run for run in wanted if run.scenario in names]
-              for names in (("ssl",), ("mtl", "leave-one-out", "control"), ("transfer",))]
+    for run in wanted:  # the list grows during the loop
+        if not finished(run):
+            wanted += [other for other in run.prerequisites(heads) if other not in wanted]
+    return wanted
+
+
+def in_stages(runs: list[Run]) -> list[list[Run]]:
+    """The runs in an order in which each stage builds on earlier stages only."""
+    stages = []
+    for scenarios in (("ssl",), ("mtl", "leave-one-out", "control"), ("transfer",)):
+        stages.append([run for run in runs if run.scenario in scenarios])
     return [stage for stage in stages if stage]
 
-def configure(run: Run, args: argparse.Namespace, setting: Setting) -> dict:
-    """What config.json keeps: the numbers that decide a run's result. A resumed or reused run must agree in all.
 
-    "batch" is what one process reads of each task in (b), as in the paper's distributed training; in (a) and (c), whose
-    recipes know no processes, it is what all processes read together.
+@dataclass(frozen=True)
+class Inputs:
+    """What all runs of a command read. The keys are those of `key`."""
+
+    encoder: str  # digest of the pretrained encoder, weights and network
+    data: dict[str, dict[str, str]]  # key -> split -> digest of the corpus
+    cropped_gb: dict[str, tuple[float, float]]  # key -> GB of cached training features, of all
+    # frames or only their means, for the corpora whose recordings are cropped
+    cache_gb: float  # room for the features of one corpus
+
+    @staticmethod
+    def key(task: str, fold: int) -> str:
+        """The task, with the fold where it has several."""
+        return f"{task}-fold{fold}" if TASKS[task].folds > 1 and fold > 1 else task
+
+    def has_fixed_crops(self, task: str, fold: int, augment: bool) -> bool:
+        """Whether a frozen encoder's features of the task's training crops fit into the cache.
+
+        Training then sees the same few crops of a recording again and again.
+        """
+        if self.key(task, fold) not in self.cropped_gb:
+            return False
+        all_frames, means = self.cropped_gb[self.key(task, fold)]
+        needed = means if caches_means(TASKS[task].head, augment) else all_frames
+        return needed <= self.cache_gb
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the result of a run; config.json keeps it (DESIGN.md, section 5).
+
+    A run is reused, resumed or averaged with another only if these agree. `built_on` holds the
+    configurations of the prerequisites.
     """
-    config = {"scenario": run.scenario, "task": run.label, "left_out": run.left_out, "tasks": list(run.tasks),
-              "data": str(args.data.resolve()), "setting": args.setting, "seed": args.seed, "fold": args.fold,
-              "encoder": setting.encoder, "trains_encoder": run.scenario in ("mtl", "leave-one-out"),
-              "skip_broken": args.skip_broken, "precision": args.precision,
-              "hidden": {name: recipe_of(name, args).hidden for name in run.tasks}}
-    if not config["trains_encoder"]:
-        config["cache_gb"] = setting.cache_gb
+
+    scenario: str
+    task: str
+    tasks: tuple[str, ...]
+    left_out: str | None
+    universe: tuple[str, ...]
+    seed: int
+    fold: int
+    setting: str
+    encoder: str  # digest of the pretrained encoder (Inputs)
+    encoder_run: str | None  # (c): the run whose finetuned encoder is used
+    trains_encoder: bool
+    feature_grad_mult: float  # 0: the convolutions are frozen
+    hidden: dict[str, int]  # width of each head
+    heads: str | None  # where the heads start: "ssl", "fresh"; None in (a)
+    lr: float  # peak learning rate
+    steps: int
+    warmup: int | None  # updates; None: the rate is constant
+    batch: dict[str, int]  # utterances per update and task: in (b) of each process, else of all
+    processes: int  # in (b); the others share their batch
+    clip: float  # largest gradient norm
+    weight_decay: float
+    weighting: str
+    augment: bool  # SpecAugment
+    time_mask_width: int  # frames
+    evaluate_every: int | None  # updates; the best on dev is reported. None: the last is
+    precision: str
+    fixed_crops: tuple[str, ...]  # tasks that train on cached features of fixed crops
+    data: dict[str, dict[str, str]]  # task -> split -> corpus digest
+    built_on: dict[str, dict]  # name of a prerequisite -> its RunConfig, as a dict
+
+    @property
+    def run(self) -> Run:
+        """The run of this configuration, which names its folder."""
+        return Run(self.scenario, self.tasks, self.left_out, self.seed, self.fold, self.universe)
+
+    def to_json(self) -> dict:
+        """The configuration as JSON holds it: tuples become lists."""
+        as_dict = asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in as_dict.items()}
+
+
+def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) -> RunConfig:
+    """The configuration of a run: the one place where its numbers are chosen.
+
+    (a) follows the recipe of the task (SUPERB); (b) and (c) follow Section 3.3 of the paper.
+    In (b) each of `processes` reads a batch of its own, as in distributed training; in (a) and (c),
+    whose recipes know no processes, they share one.
+    """
+    recipes = {name: recipe_of(name, setting) for name in run.tasks}
+    trains_encoder = run.scenario in ("mtl", "leave-one-out")
+    numbers = training_numbers(run, setting, recipes)
+    fixed_crops = [] if trains_encoder else [
+        name for name in run.tasks if inputs.has_fixed_crops(name, run.fold, numbers["augment"])]
+    return RunConfig(
+        scenario=run.scenario, task=run.task, tasks=run.tasks, left_out=run.left_out,
+        universe=run.universe, seed=run.seed, fold=run.fold, setting=setting.name,
+        encoder=inputs.encoder,
+        encoder_run=run.leave_one_out(run.left_out).name if run.scenario == "transfer" else None,
+        trains_encoder=trains_encoder,
+        feature_grad_mult=setting.feature_grad_mult if trains_encoder else 0.0,
+        hidden={name: recipe.hidden for name, recipe in recipes.items()},
+        heads=None if run.scenario == "ssl" else setting.heads,
+        weighting="sum" if run.scenario in ("ssl", "transfer") else setting.weighting,
+        precision=setting.precision, fixed_crops=tuple(fixed_crops),
+        processes=processes if run.scenario in ("mtl", "leave-one-out", "control") else 1,
+        data={name: inputs.data[Inputs.key(name, run.fold)] for name in run.tasks},
+        built_on={other.name: make_config(other, setting, inputs, processes).to_json()
+                  for other in run.prerequisites(setting.heads)},
+        **numbers)
+
+
+def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> dict:
+    """Rate, updates, batch, regularisation and choice of the checkpoint: fields of RunConfig."""
     if run.scenario == "ssl":
-        recipe = recipe_of(run.tasks[0], args)
-        return config | {
-            "lr": setting.ssl_lr or recipe.lr, "steps": setting.ssl_steps or recipe.steps, "warmup": None,
-            "batch": {run.tasks[0]: setting.ssl_batch or recipe.batch}, "evaluate_every": recipe.evaluate_every,
-            "augment": recipe.augment, "time_mask_width": 40, "clip": recipe.clip, "weight_decay": recipe.weight_decay}
-    config |= {"heads": args.heads, "clip": 1.0, "weight_decay": 0.0,
-               "augment": setting.time_mask_width > 0, "time_mask_width": setting.time_mask_width}
+        recipe = recipes[run.tasks[0]]
+        batch = {run.tasks[0]: setting.ssl_batch or recipe.batch}
+        return dict(lr=setting.ssl_lr or recipe.lr, steps=setting.ssl_steps or recipe.steps,
+                    warmup=None, batch=batch, evaluate_every=recipe.evaluate_every,
+                    augment=recipe.augment, time_mask_width=40,  # s3prl's SpecAugment
+                    clip=recipe.clip, weight_decay=recipe.weight_decay)
+    # The paper is silent about clipping and SpecAugment; the released code does both.
+    # DIFFERS: the released code uses AdamW with decay 0.01; the paper says Adam.
+    common = dict(clip=1.0, weight_decay=0.0, augment=setting.time_mask_width > 0,
+                  time_mask_width=setting.time_mask_width)
     if run.scenario == "transfer":
-        return config | {
-            "encoder": leave_one_out(run.left_out).folder(args).name, "lr": setting.transfer_lr,
-            "steps": setting.transfer_steps, "warmup": setting.transfer_warmup,
-            "batch": {run.left_out: setting.transfer_batch}, "evaluate_every": setting.evaluate_every}
-    return config | {
-        "lr": setting.mtl_lr, "steps": setting.mtl_steps, "warmup": setting.mtl_warmup, "processes": world_size(),
-        "batch": {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks},
-        "weighting": args.weighting, "feature_grad_mult": setting.feature_grad_mult,
-        "evaluate_every": None}  # the last checkpoint is the one reported (paper, Section 4.1)
+        return common | dict(lr=setting.transfer_lr, steps=setting.transfer_steps,
+                             warmup=setting.transfer_warmup,
+                             batch={run.left_out: setting.transfer_batch},
+                             evaluate_every=setting.evaluate_every)
+    batch = {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks}
+    return common | dict(lr=setting.mtl_lr, steps=setting.mtl_steps, warmup=setting.mtl_warmup,
+                         batch=batch, evaluate_every=None)  # reports the last step (Section 4.1)
 
-def recipe_of(name: str, args: argparse.Namespace) -> Recipe:
-    """The recipe of a task's head in the chosen setting."""
-    return TASKS[name].tiny if args.setting == "tiny" else TASKS[name].superb
 
-def task_list(text: str) -> list[str]:
-    """"PR,ASR" -> ["PR", "ASR"]; argparse turns the ValueError of an unknown name into its own message."""
-    if unknown := set(text.split(",")) - set(TASKS):
-        raise ValueError(unknown)
-    return text.split(",")
+def recipe_of(name: str, setting: Setting) -> Recipe:
+    """The recipe of a task's head in a setting."""
+    return TASKS[name].tiny if setting.name == "tiny" else TASKS[name].superb
 
-def arguments(description: str) -> argparse.Namespace:
-    """The command line of train.py."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", required=True, help="see above",
-                        choices=("ssl", "mtl", "leave-one-out", "transfer", "all", "control"))
-    parser.add_argument("--task", nargs="+", choices=tuple(TASKS), metavar="TASK",
-                        help=f"one or more of {' '.join(TASKS)}: whose "
-                        "head (ssl, transfer), which to leave out (leave-one-out); default: each of the nine in turn")
-    parser.add_argument("--tasks", type=task_list, metavar="PR,ASR", help="mtl, control: train on these only")
-    parser.add_argument("--data", type=Path, help="folder with the SUPERB datasets (python data.py DIR tells what is "
-                        "missing); default: data/toy, a synthetic corpus that is made when it is not there")
-    parser.add_argument("--setting", choices=tuple(SETTINGS),
-                        help="tiny: minutes on a laptop, the default without --data; "
-                        "paper: HuBERT Base and the paper's numbers, the default with it")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for checkpoints, logs and results")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="all: folder for the graphs")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0],
-                        help="of weights, batches and masks; several: one after another")
-    parser.add_argument("--fold", type=int, nargs="+", default=[1], choices=range(1, 6),
-                        help="ER's test session: the paper reports 1, SUPERB the mean of 1 2 3 4 5")
-    parser.add_argument("--heads", choices=("ssl", "fresh"), default="ssl",
-                        help="where the heads of (b) and (c) start: those of (a), as in the released code, or fresh")
-    parser.add_argument("--weighting", choices=("sum", "uncertainty", "pcgrad"), default="sum",
-                        help="(b): how nine losses become one step: sum (the paper), learned weights, gradient surgery")
-    parser.add_argument("--lr", type=float, help="learning rate of the scenario that is asked for, over all others")
-    parser.add_argument("--steps", type=int, help="updates of the scenario that is asked for, over all others")
-    parser.add_argument("--precision", choices=("fp32", "bf16"),
-                        help="bf16: autocast, losses in fp32; the default on a GPU")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu",
-                        help="the default is cuda where there is one")
-    parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core (tiny encoder, CPU), else 1")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="try one step of everything and estimate the whole; trains nothing")
-    parser.add_argument("--skip-broken", action="store_true",
-                        help="leave unreadable audio files out, count and list them")
-    parser.add_argument("--yes-i-mean-it", action="store_true",
-                        help="allow a learning rate that wipes out a pretrained encoder")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    paper, tiny = SETTINGS["paper"], SETTINGS["tiny"]
-    for item in fields(Setting):
-        defaults = f"(paper: {getattr(paper, item.name)}, tiny: {getattr(tiny, item.name)})"
-        parser.add_argument("--" + item.name.replace("_", "-"), type=item.type, metavar="X",
-                            help=f"{item.metadata['help']} {defaults}")
-    args = parser.parse_args()
-    if args.tasks and args.scenario not in ("mtl", "control"):
-        parser.error("--tasks is for mtl and control, which train several tasks at once; take --task")
-    if args.task and args.scenario in ("mtl", "control", "all"):
-        parser.error("--task is for ssl, leave-one-out and transfer; mtl and control take --tasks PR,ASR")
-    args.setting = args.setting or ("paper" if args.data else "tiny")
-    args.data = args.data or Path("data/toy")
-    args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
-    return args
 
-def setting_of(args: argparse.Namespace) -> Setting:
-    """The chosen setting with the flags applied."""
-    names = [item.name for item in fields(Setting)]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    stage = {"ssl": "head", "transfer": "transfer"}.get(args.scenario, "mtl")
-    given |= {f"{stage}_lr": args.lr} if args.lr else {}
-    given |= {f"{stage}_steps": args.steps} if args.steps else {}
-    setting = replace(SETTINGS[args.setting], **given)
-    counts = ("mtl_steps", "mtl_batch", "transfer_steps", "transfer_batch", "evaluate_every", "save_every", "log_every")
-    for name in counts:
-        if getattr(setting, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} {getattr(setting, name)} is too few; take 1 or more")
-    finetunes = args.scenario not in ("ssl", "control") and "tiny" not in setting.encoder
-    if finetunes and setting.mtl_lr >= 1e-3 and not args.yes_i_mean_it:
-        raise RunError(f"--mtl-lr {setting.mtl_lr:g} would wipe out a pretrained encoder (the paper uses 1e-5); "
-                       "take a lower one, or add --yes-i-mean-it")
-    return setting
+def load_config(folder: Path) -> RunConfig:
+    """The configuration of a run on disk. Raises RunError if it is damaged or of an old format."""
+    saved = read_config(folder)
+    try:
+        values = {item.name: saved[item.name] for item in fields(RunConfig)}
+        for name, value in values.items():
+            if isinstance(value, list):
+                values[name] = tuple(value)
+        return RunConfig(**values)
+    except KeyError as error:
+        message = f"no {error} in {folder / 'config.json'}; delete {folder} and train again"
+        raise RunError(message) from error
+
+
+def build_model(config: RunConfig, encoder: Hubert, classes: dict) -> MultiTask:
+    """The model of a run: an encoder and a new head of `classes[task]` outputs for each task.
+
+    The initial weights of a head follow from (seed, task): they are the same in every scenario.
+    """
+    heads = {}
+    for name in config.tasks:
+        seed_random_numbers(config.seed, "head", name)
+        heads[name] = TASKS[name].head(encoder.dim, classes[name], config.hidden[name])
+    encoder.feature_grad_mult = config.feature_grad_mult
+    model = MultiTask(encoder, heads, config.augment, config.time_mask_width)
+    if config.weighting == "uncertainty":
+        model.log_sigma = nn.Parameter(torch.zeros(len(config.tasks)))
+    return model
+
+
+def is_small(source: str) -> bool:
+    """Whether an encoder is as narrow as the tiny one: a toy, with nothing to lose by training."""
+    named = {"tiny": TINY, "random-tiny": TINY, "hubert_base": BASE, "random-hubert_base": BASE}
+    config = named[source] if source in named else load_encoder(source).config
+    return config["encoder_embed_dim"] <= TINY["encoder_embed_dim"]
+
+
+def load_run_encoder(config: RunConfig, source: str, runs: Path) -> Hubert:
+    """The encoder that a run starts from: (c) takes that of (b-2), all others a pretrained one."""
+    if config.encoder_run:
+        return load_encoder(str(runs / config.encoder_run / "checkpoint.pt"))
+    return load_encoder(source)

@@ -1,330 +1,371 @@
-"""The paper's four scenarios (Section 2), nine tasks, one training loop.
+"""The paper's four scenarios (Section 2): nine tasks, one training loop.
 
-    python train.py --scenario ssl --task IC            # (a)   frozen HuBERT, train the head of one task
-    python train.py --scenario mtl                      # (b-1) finetune HuBERT on all nine tasks at once
+    python train.py --scenario ssl --task IC            # (a)   frozen HuBERT, the head of one task
+    python train.py --scenario mtl                      # (b-1) finetune HuBERT on all nine tasks
     python train.py --scenario leave-one-out --task IC  # (b-2) the same, without IC
-    python train.py --scenario transfer --task IC       # (c)   freeze that encoder, train the head of IC on it
-    python train.py --scenario all                      # all 28 runs of Table 1, then the table and the graphs
-    python train.py --scenario control                  # (a+)  heads get the updates of (b-1), HuBERT stays frozen
+    python train.py --scenario transfer --task IC       # (c)   freeze that encoder, train IC's head
+    python train.py --scenario all                      # the 28 runs of Table 1, table and graphs
+    python train.py --scenario control                  # (a+)  as (b-1), but HuBERT stays frozen
 
-What a scenario builds on is made first if it is not there: transfer needs the encoder of leave-one-out, and both
-start from the heads of ssl. Finished runs are reused, interrupted ones go on where they stopped. Without --data
-everything runs on a synthetic corpus with a tiny HuBERT (--setting tiny); with --data DIR on real SUPERB data with
-HuBERT Base (--setting paper).
+A scenario first makes the runs that it builds on: transfer needs the encoder of leave-one-out, and
+both start from the heads of ssl. Finished runs are reused, interrupted runs continue. Without
+--data everything runs on a synthetic corpus with a tiny HuBERT (--setting tiny); with --data DIR on
+real SUPERB data with HuBERT Base (--setting paper).
 
 Several GPUs:  torchrun --nproc_per_node 4 train.py --data DIR --scenario mtl
 """
-import io
-import itertools
-import json
-import math
-import os
+
+import argparse
 import shlex
-import shutil
 import signal
 import sys
-import time
 from contextlib import nullcontext
-from datetime import timedelta
 from functools import partial
+from itertools import product
 from pathlib import Path
+from shutil import rmtree
+
+if __name__ == "__main__":  # Ctrl-C during the imports ends the program without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 import graphs
 import toy
 from batches import Steps, Stream, load_ahead
 from data import Corpus
-from engine.frozen import FrozenFeatures, cache_states, means_suffice
+from engine.frozen import FrozenFeatures, cache_gigabytes, cache_states, caches_means
 from engine.kernels import keep_memory
-from engine.launch import any_rank, first_process_first, friendly_errors, interruptible, rank, run_parallel, say, world_size
-from engine.runs import RunError, load_checkpoint, load_json, locked, save
-from evaluate import build, predict_and_score, print_results, read, restore, write_result
-from model import MultiTask
-from scenarios import Run, Setting, arguments, configure, requested_runs, setting_of, with_prerequisites
-from tasks import TASKS, summarise
+from engine.launch import (first_process_first, friendly_errors, process_group, rank, run_parallel,
+                           say, stop_signals, wait_for_all, world_size)
+from engine.runs import (RunError, check_run, load_checkpoint, locked, save_json, save_text,
+                         weights_digest, write_config)
+from engine.session import Session
+from evaluate import predict_and_score, write_result
+from model import MultiTask, encoder_digest, load_encoder
+from options import TOY, Options, check_arguments, default_jobs, parse_arguments
+from results import print_results, read_results
+from scenarios import (Inputs, Run, RunConfig, Setting, build_model, in_stages,
+                       load_run_encoder, make_config, scenario_runs, with_prerequisites)
+from tasks import TASKS, constant_scores, read_corpus, summarise
 from weighting import pcgrad_backward, uncertainty_total
 
-def lr_scale(step: int, warmup: int | None, steps: int) -> float:
-    """The share of the peak learning rate after `step` updates: linear from 0 up to 1, then linear down to 0 (paper,
-    Section 3.3).
 
-    The first update has rate 0, as in the released code. `warmup` None: constant, as SUPERB trains its heads.
+def lr_scale(step: int, warmup: int | None, steps: int) -> float:
+    """The share of the peak learning rate after `step` updates (paper, Section 3.3).
+
+    Linear from 0 up to 1 over `warmup` updates, then linear down to 0. The first update has rate 0,
+    as in the released code. `warmup` None: constant, as SUPERB trains its heads.
     """
     if warmup is None:
         return 1.0
-    return step / warmup if step < warmup else (steps - step) / (steps - warmup)
+    if step < warmup:
+        return step / warmup
+    return (steps - step) / (steps - warmup)
 
-def check_finite(pending: tuple | None, folder: Path) -> None:
-    """RunError if the step before, (step, losses, gradient norm, ids), went wrong; the checkpoint on disk is older."""
-    step, losses, norm, ids = pending or (0, {}, 0.0, {})
-    bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
-    if bad or not math.isfinite(norm):
-        what = "loss of " + ", ".join(bad) if bad else "gradient"
-        utterances = ", ".join(utterance for name in bad or ids for utterance in ids[name])
-        raise RunError(f"{folder.name}: the {what} is not finite at step {step} ({utterances}); look at these files, "
-                       "or lower the learning rate in a new --runs folder (the checkpoint is intact)")
 
-def check_config(folder: Path, config: dict) -> None:
-    """Write config.json; RunError, listing the differences, if the run in this folder was begun with other settings, or
-    on other runs than there are now."""
-    path, finished = folder / "config.json", (folder / "result.json").exists()
-    begun = finished or (folder / "checkpoint.pt").exists()
-    known = load_json(path) if begun and path.exists() else config
-    free = {"skip_broken"}  # a broken file may turn up late
-    free |= {"processes", "precision", "cache_gb"} if finished else set()  # another machine may only read the result
-    # (A need that is gone, because its folder was deleted, is no difference.)
-    known = known | {"built_on": {name: known.get("built_on", {}).get(name) for name in config["built_on"]}}
-    changed = [f"{key} was {known.get(key)} and is {value}" for key, value in config.items()
-               if known.get(key) != value and key not in free]
-    if changed:
-        raise RunError(f"{folder} was made with other settings ({'; '.join(changed)}); "
-                       f"use the old ones, delete the folder, or choose another one with --runs")
-    if rank() == 0 and not finished:
-        folder.mkdir(parents=True, exist_ok=True)
-        about = {"versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
-                 "command": shlex.join(sys.argv)}
-        save(path, lambda file: file.write(json.dumps(config | about, indent=1).encode()))
+def freeze(model, config: RunConfig) -> None:
+    """Stop the gradient where the scenario does.
 
-def frozen_features(corpora: dict[str, Corpus], training: bool, model: MultiTask, config: dict, folder: Path, args,
-                    setting: Setting, quiet: bool) -> dict[str, FrozenFeatures | None]:
-    """What a frozen encoder says about some corpora, computed once; None where the encoder is trained, or its states do
-    not fit."""
-    if not model.encoder.frozen:
-        return dict.fromkeys(corpora)
-    # The encoder of (a) serves all tasks and seeds; that of (c) serves this run alone, and its features go when the
-    # run is done.
-    cache, found = (folder if config["scenario"] == "transfer" else args.runs) / "cache", {}
-    for name, corpus in corpora.items():
-        pooled = means_suffice(model.heads[name], training, config["augment"])
-        found[name] = cache_states(model.encoder, corpus, training, pooled, cache, config["cache_gb"],
-                                   setting.workers, quiet)
-    return found
+    (a), (c): at HuBERT's hidden states; the layer weights and the head learn. (b): HuBERT learns,
+    but with feature_grad_mult 0 its convolutions do not.
+    """
+    model.encoder.requires_grad_(config.trains_encoder)
+    if config.feature_grad_mult == 0:
+        model.encoder.feature_extractor.requires_grad_(False)
 
-def start_from_ssl(model: MultiTask, tasks: tuple[str, ...], args) -> None:
-    """The heads of (b) and (c) start from those of (a). The layer weights do not: they start equal again."""
-    # The paper does not say where these heads start; the released code starts them so.
-    for name in tasks:
-        folder, prefix = Run("ssl", (name,)).folder(args), f"heads.{name}."
-        saved = load_checkpoint(folder)["model"]
-        try:
-            model.heads[name].load_state_dict({key.removeprefix(prefix): tensor for key, tensor in saved.items()
-                                               if key.startswith(prefix)})
-        except RuntimeError as error:
-            raise RunError(f"no head that fits {name} in {folder}; delete it and train again") from error
 
-def train(run: Run, args, setting: Setting, quiet: bool = False) -> None:
-    """Make one run: read, build, loop, evaluate on test, write result.json. Goes on from checkpoint.pt where there is
-    one."""
-    folder, config = run.folder(args), configure(run, args, setting)
-    sources = [need.folder(args) / "result.json" for need in run.prerequisites(args)]
-    config["built_on"] = {path.parent.name: load_json(path)["metrics"] for path in sources if path.exists()}
-    check_config(folder, config)
-    if (folder / "result.json").exists():
-        return
-    if min(config["batch"].values()) * config.get("processes", 1) < world_size():
-        raise RunError(f"a batch of {config['batch']} cannot be shared by {world_size()} processes; start fewer")
-    keep_memory()
-    device, quiet = torch.device(args.device), quiet or rank() > 0
-    path, log_path, weighting = folder / "checkpoint.pt", folder / "log.jsonl", config.get("weighting")
+def training_loop(session: Session, network, model: MultiTask, config: RunConfig, batches,
+                  evaluate_on_dev) -> None:
+    """Train until the last step. `network` is the model, or its DistributedDataParallel.
 
-    # Data, model, optimiser.
-    with first_process_first():
-        corpora = {split: {name: read(name, split, config) for name in run.tasks}
-                   for split in (("train", "dev", "test") if config["evaluate_every"] else ("train", "test"))}
-    skipped = "".join(f"{name} {split}: {sentence}\n" for split, sets in corpora.items()
-                      for name, corpus in sets.items() for sentence in corpus.skipped)
-    if skipped and rank() == 0:
-        save(folder / "skipped.txt", lambda file: file.write(skipped.encode()))
-    torch.manual_seed(config["seed"])
-    model = build(config, {name: corpus.classes for name, corpus in corpora["train"].items()}, args.runs).to(device)
-    if config.get("heads") == "ssl":
-        start_from_ssl(model, run.tasks, args)
-    if weighting == "uncertainty":
-        model.log_sigma = torch.nn.Parameter(torch.zeros(len(run.tasks), device=device))
-    with first_process_first():
-        frozen = {split: frozen_features(sets, split == "train", model, config, folder, args, setting, quiet)
-                  for split, sets in corpora.items()}
-    threads, pooled = torch.get_num_threads(), all(one and one.pooled for one in frozen["train"].values())
-    torch.set_num_threads(1 if pooled else threads)  # a step on means is so small that cores would wait for each other
+    Round robin: `batches` yields one batch of every task per step, and small corpora start again
+    more often. The loss of a step is the plain sum over its tasks: one backward pass, one clip, one
+    Adam update.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, config["lr"], weight_decay=config["weight_decay"],
-                                  fused=True)  # decay 0 is Adam
-    by_hand = weighting == "pcgrad"  # which averages over processes itself
-    net = DistributedDataParallel(model) if dist.is_initialized() and not by_hand else model
-
-    # Where an interrupted run stopped. It ends with the same bits as an unbroken one, because checkpoint.pt holds the
-    # weights, Adam's state and the best head; batches and crops follow from (seed, step) (batches.Stream), the rate
-    # from the step, masks and dropout from the seed that each step sets below; and the log loses the lines after the
-    # checkpoint. (On a CPU with as many threads. A frozen encoder is loaded anew.)
-    step, best, seconds, pending, dev = 0, None, 0.0, None, {}
-    if path.exists():
-        saved = restore(model, folder)
-        if "optimizer" in saved:
-            optimizer.load_state_dict(saved["optimizer"])
-        step, best, seconds = saved["step"], saved["best"], saved["seconds"]
-        say(f"{folder.name}: going on after step {step}")
-    if log_path.exists() and rank() == 0:  # without the steps that are lost, and a last line that the kill cut off
-        lines = [line for line in load_json(log_path, lines=True) if line["step"] <= step]
-        save(log_path, lambda file: file.write("".join(json.dumps(line) + "\n" for line in lines).encode()))
-    log = open(log_path if rank() == 0 else os.devnull, "a")
-
-    times = config.get("processes", 1)  # in (b) each process reads a batch, in (a) and (c) they share one
-    streams = {name: Stream(corpus, times * config["batch"][name], config["seed"], frozen["train"][name])
-               for name, corpus in corpora["train"].items()}
-    loader = load_ahead(Steps(streams, rank(), world_size()), 0 if all(frozen["train"].values()) else setting.workers,
-                        sampler=range(step, config["steps"]), pin_memory=device.type == "cuda")
-    progress = tqdm(loader, desc=folder.name, initial=step, total=config["steps"], unit="step", disable=quiet)
-    began = time.time() - seconds
-
-    def own_state() -> dict:
-        """The weights of everything but the encoder."""
-        return {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
-
-    def checkpoint(**more) -> None:
-        """Save, unless the last step went wrong."""
-        check_finite(pending, folder)
-        log.flush()
-        encoder = {} if model.encoder.frozen else {"encoder": model.encoder.checkpoint()}
-        state = {"step": step, "model": own_state(), "best": best, "seconds": time.time() - began, **encoder, **more}
-        if rank() == 0:
-            torch.save(state, content := io.BytesIO())  # a full disk then meets `save`, which can say so
-            save(path, lambda file: file.write(content.getbuffer()))
-
+    device = model.layer_sum.weights.device
     model.train()
-    with interruptible() as received:
-        for batches in progress:
-            # Every random number of a step follows from its number: a resumed run draws what an unbroken one would.
-            # (torch.manual_seed would do both lines, but where there is no GPU it keeps a note of every call.)
-            torch.default_generator.manual_seed((config["seed"] * 10_000_019 + step) * 1_009 + rank())
-            if device.type == "cuda":
-                torch.cuda.manual_seed(torch.initial_seed())
-            for group in optimizer.param_groups:
-                group["lr"] = config["lr"] * lr_scale(step, config["warmup"], config["steps"])
+    with stop_signals() as signals:
+        for step_batches in session.show_progress(batches):  # {task: batch}
+            rate = config.lr * lr_scale(session.step, config.warmup, config.steps)
+            for group in session.optimizer.param_groups:
+                group["lr"] = rate
 
-            # One batch of every task (small corpora come round more often), one forward, one backward: the loss of a
-            # step is the plain sum of the losses of the tasks.
-            with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
-                losses = net(batches)
-            if weighting == "pcgrad":
-                pcgrad_backward(losses, model, step)
-            elif weighting == "uncertainty":
+            # All random numbers of a step follow from this key: a resumed run draws the same ones.
+            random_key = (config.seed, session.step, rank())
+            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
+                losses = network(step_batches, random_key)  # {task: scalar}
+
+            if config.weighting == "pcgrad":
+                pcgrad_backward(losses, model, session.step)
+            elif config.weighting == "uncertainty":
                 uncertainty_total(losses, model.log_sigma).backward()
             else:
                 sum(losses.values()).backward()
-            norm = torch.nn.utils.clip_grad_norm_(trained, config["clip"])
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
+            gradient_norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
+            session.optimizer.step()
+            session.optimizer.zero_grad()
 
-            # Was the step before sound? Asked only now that the next one is on its way, so that a GPU never waits for
-            # the answer.
-            check_finite(pending, folder)
-            losses = {name: loss.detach() for name, loss in losses.items()}
-            pending = step, losses, norm, {name: batch.ids for name, batch in batches.items()}
-            if step % setting.log_every == 0 or step == config["steps"]:
-                values, rate = {name: loss.item() for name, loss in losses.items()}, optimizer.param_groups[0]["lr"]
-                log.write(json.dumps({"step": step, "losses": values, "lr": rate,
-                                      "seconds": round(time.time() - began, 2)}) + "\n")
-                log.flush()
-                progress.set_postfix(loss=f"{sum(values.values()):.2f}", lr=f"{rate:.1e}", **dev)
+            ids = {task: batch.ids for task, batch in step_batches.items()}
+            session.end_step(losses, gradient_norm, ids, rate)
+            if evaluation_is_due(session.step, config):
+                evaluate_on_dev(session)
+            session.save_when_due(signals)
 
-            # In (a) and (c) the head is judged on dev now and then, and the best one is kept; (b) reports the last.
-            last = step == config["steps"]
-            if config["evaluate_every"] and rank() == 0 and (last or step % config["evaluate_every"] == 0):
-                rows = predict_and_score(model, corpora["dev"], frozen["dev"], setting.workers, quiet)
-                model.train()
-                metrics = summarise(TASKS[run.tasks[0]], rows[run.tasks[0]])
-                first = TASKS[run.tasks[0]].metrics[0]
-                if best is None or first.better(metrics[first.name], best["value"]):
-                    best = {"value": metrics[first.name], "step": step, "model": own_state()}
-                dev = {"dev_" + first.name: f"{metrics[first.name]:.1f}"}
-                log.write(json.dumps({"step": step, "dev": metrics}) + "\n")
 
-            asked = step % 10 == 0 or world_size() == 1  # several processes have to wait for each other's answers
-            if asked and any_rank(bool(received), device):
-                checkpoint(optimizer=optimizer.state_dict())
-                raise KeyboardInterrupt(f"{folder.name}: stopped after step {step} and saved")
-            if step % setting.save_every == 0:
-                checkpoint(optimizer=optimizer.state_dict())
+def evaluation_is_due(step: int, config: RunConfig) -> bool:
+    """Whether dev is scored after a step: in (a) and (c), every so often and at the last one."""
+    if config.evaluate_every is None or rank() > 0:
+        return False
+    return step % config.evaluate_every == 0 or step == config.steps
 
-    if best:
-        model.load_state_dict(best["model"], strict=False)
-    checkpoint()
+
+def train(run: Run, config: RunConfig, options: Options, quiet: bool = False) -> None:
+    """Make one run, or continue it: set up, loop, score test. A finished run is only checked."""
+    folder = options.runs / run.name
+    recorded = {"encoder": options.encoder, "data": str(options.data.resolve()),
+                "workers": options.workers, "device": options.device,
+                "skip_broken": options.skip_broken, "command": shlex.join(sys.argv)}
+    if check_run(folder, config.to_json(), recorded, options.precision_given):
+        return
+    smallest_batch = min(config.batch.values()) * config.processes
+    if smallest_batch < world_size():
+        raise RunError(f"{world_size()} processes cannot share a batch of {smallest_batch}; "
+                       "start fewer")
+
+    # Set up
     if rank() == 0:
-        write_result(folder, config, time.time() - began,
-                     predict_and_score(model, corpora["test"], frozen["test"], setting.workers, quiet))
-        shutil.rmtree(folder / "cache", ignore_errors=True)
+        write_config(folder, config.to_json(), recorded)
+    keep_memory()
+    with first_process_first():  # the others then find the measured lengths on disk
+        corpora = read_corpora(run, config, options)
+    model = make_model(run, config, options, corpora["train"])
+    with first_process_first():
+        features = {split: cache_features(model, split, sets, run, config, options, quiet)
+                    for split, sets in corpora.items()}
+    threads = torch.get_num_threads()
+    if all(cached and cached.pooled for cached in features["train"].values()):
+        torch.set_num_threads(1)  # such a step is so small that threads wait for each other
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)
+    # (With decay 0, AdamW is Adam.)
+    network = model
+    if world_size() > 1 and config.weighting != "pcgrad":  # which averages over processes itself
+        network = DistributedDataParallel(model)
+    session = Session(folder, model, optimizer, config.steps, options.save_every,
+                      options.log_every, quiet)
+    session.resume()
+
+    def evaluate_on_dev(session: Session) -> None:
+        task = TASKS[run.tasks[0]]
+        rows = predict_and_score(model, corpora["dev"], features["dev"], options.workers, quiet)
+        model.train()
+        metrics = summarise(task, rows[task.name])
+        session.write_log({"step": session.step, "dev": metrics})
+        first = task.metrics[0]
+        session.keep_if_best(metrics[first.name], first.better)
+        session.show(**{f"dev_{first.name}": f"{metrics[first.name]:.1f}"})
+
+    batches = batches_from(session.step, config, corpora["train"], features["train"], options)
+    training_loop(session, network, model, config, batches, evaluate_on_dev)
+
+    # Finish
+    state = session.finish()
+    if rank() == 0:
+        rows = predict_and_score(model, corpora["test"], features["test"], options.workers, quiet)
+        constant = {name: constant_scores(TASKS[name], corpora["train"][name], corpus)
+                    for name, corpus in corpora["test"].items()}
+        write_result(folder, config, session.seconds(), rows, weights_digest(state), constant)
+        rmtree(folder / "cache", ignore_errors=True)
     torch.set_num_threads(threads)
-    if dist.is_initialized():
-        dist.barrier()
+    wait_for_all()
+
+
+def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dict[str, Corpus]]:
+    """{split: {task: corpus}} of a run. Its labels and the files left out are kept in its folder.
+
+    Raises RunError if the data changed since the command began.
+    """
+    splits = ("train", "dev", "test") if config.evaluate_every else ("train", "test")
+    corpora = {split: {name: options.read(name, split, run.fold) for name in run.tasks}
+               for split in splits}
+    skipped = []
+    for split, sets in corpora.items():
+        for name, corpus in sets.items():
+            if corpus.digest != config.data[name][split]:
+                raise RunError(f"{name}: the {split} data in {options.data} changed while this "
+                               "command was running; start it again")
+            skipped += [f"{name} {split}: {sentence}\n" for sentence in corpus.skipped]
+    if rank() == 0:
+        folder = options.runs / run.name
+        labels = {name: corpus.labels for name, corpus in corpora["train"].items()}
+        save_json(folder / "labels.json", labels)
+        if skipped:
+            save_text(folder / "skipped.txt", "".join(skipped))
+    return corpora
+
+
+def make_model(run: Run, config: RunConfig, options: Options, corpora: dict) -> MultiTask:
+    """The model of a run with its first weights, frozen where the scenario freezes it."""
+    encoder = load_run_encoder(config, options.encoder, options.runs)
+    if not config.encoder_run and encoder_digest(encoder) != config.encoder:
+        raise RunError(f"the weights of {options.encoder} changed while this command was running; "
+                       "start it again")
+    model = build_model(config, encoder, {n: corpus.classes for n, corpus in corpora.items()})
+    if config.heads == "ssl":
+        start_from_ssl(model, run, options.runs)
+    freeze(model, config)
+    return model.to(options.device)
+
+
+def start_from_ssl(model: MultiTask, run: Run, runs: Path) -> None:
+    """Load the heads of (a). The layer weights are reset to equal values, as in the released code.
+
+    The paper does not say where the heads of (b) and (c) start; the released code starts them so.
+    """
+    for name in run.tasks:
+        folder = runs / Run("ssl", (name,), seed=run.seed, fold=run.fold).name
+        prefix = f"heads.{name}."
+        weights = {}
+        for key, tensor in load_checkpoint(folder)["model"].items():
+            if key.startswith(prefix):
+                weights[key.removeprefix(prefix)] = tensor
+        try:
+            model.heads[name].load_state_dict(weights)
+        except RuntimeError as error:
+            message = f"no head that fits {name} in {folder}; delete it and train again"
+            raise RunError(message) from error
+
+
+def cache_features(model: MultiTask, split: str, corpora: dict[str, Corpus], run: Run,
+                   config: RunConfig, options: Options,
+                   quiet: bool) -> dict[str, FrozenFeatures | None]:
+    """The cached states of a frozen encoder, by task. None: the encoder runs at each step."""
+    if not model.encoder.frozen:
+        return dict.fromkeys(corpora)
+    # The pretrained encoder serves all runs of (a). That of (c) serves one run, which deletes the
+    # cache when it ends.
+    folder = options.runs / run.name if config.encoder_run else options.runs
+    training = split == "train"
+    found = {}
+    for name, corpus in corpora.items():
+        pooled = caches_means(model.heads[name], training and config.augment)
+        found[name] = cache_states(model.encoder, corpus, training, pooled, folder / "cache",
+                                   options.cache_gb, run.seed, options.workers, quiet)
+    return found
+
+
+def batches_from(step: int, config: RunConfig, corpora: dict, features: dict, options: Options):
+    """Yields {task: batch} from a step on, loaded ahead by worker processes."""
+    streams = {}
+    for name, corpus in corpora.items():
+        batch = config.batch[name] * config.processes  # over all processes
+        streams[name] = Stream(corpus, batch, config.seed, features[name])
+    workers = 0 if all(features.values()) else options.workers
+    return load_ahead(Steps(streams, rank(), world_size()), workers,
+                      sampler=range(step, config.steps), pin_memory=options.device == "cuda")
+
+
+def gather_inputs(runs: list[Run], setting: Setting, options: Options) -> Inputs:
+    """Read the encoder and every corpus that the runs or their prerequisites read."""
+    encoder = load_encoder(setting.encoder)
+    data, cropped_gb = {}, {}
+    for run in with_prerequisites(runs, setting.heads):
+        for name in run.tasks:
+            key = Inputs.key(name, run.fold)
+            if key in data:
+                continue
+            data[key] = {}
+            for split in ("train", "dev", "test"):
+                data[key][split] = options.read(name, split, run.fold).digest
+            train = options.read(name, "train", run.fold)
+            if train.crop:
+                cropped_gb[key] = tuple(cache_gigabytes(encoder, train, True, pooled)
+                                        for pooled in (False, True))
+    return Inputs(encoder_digest(encoder), data, cropped_gb, options.cache_gb)
+
 
 # The runs that the command line asks for
 
-def make_all(stages: list[list[Run]], args, setting: Setting) -> None:
-    """Make the runs that are not there yet, stage by stage; several at a time where --jobs allows."""
-    total, done = sum(map(len, stages)), 0
-    small = "tiny" in setting.encoder and args.device == "cpu" and world_size() == 1
-    jobs = 1 if world_size() > 1 else args.jobs or (os.cpu_count() if small else 1)
-    for stage in stages:
-        ready = [run for run in stage if (run.folder(args) / "result.json").exists()]
-        waiting = [run for run in stage if run not in ready]
-        for run in ready:
-            make(run, args, setting)  # only checks that it was made with these settings
-        done += len(ready)
+
+def make_all(runs: list[Run], setting: Setting, inputs: Inputs, options: Options) -> None:
+    """Make the runs that are not there yet, stage by stage; several at a time where possible."""
+    wanted = with_prerequisites(runs, setting.heads, options.is_finished)
+    configs = {run: make_config(run, setting, inputs, world_size()) for run in wanted}
+    make = partial(make_run, configs=configs, options=options)
+    jobs = default_jobs(setting, options)
+    done = 0
+    for stage in in_stages(wanted):
+        for run in filter(options.is_finished, stage):
+            make(run)  # only compares the configurations
+            done += 1
+        waiting = [run for run in stage if not options.is_finished(run)]
         if jobs > 1 and len(waiting) > 1:
-            run_parallel(partial(train_alone, args=args, setting=setting), {run.folder(args).name: run for run in waiting}, jobs)
+            run_parallel(partial(make, alone=True), {run.name: run for run in waiting}, jobs)
         else:
             for number, run in enumerate(waiting, done + 1):
-                say(f"[{number}/{total}] {run.folder(args).name}")
-                make(run, args, setting)
+                say(f"[{number}/{len(wanted)}] {run.name}")
+                make(run)
         done += len(waiting)
 
-def make(run: Run, args, setting: Setting, quiet: bool = False) -> None:
-    """`train`, unless another command is just making the same run: then its result serves both."""
-    with locked(run.folder(args) / "run") if world_size() == 1 else nullcontext():
-        train(run, args, setting, quiet)
 
-def train_alone(run: Run, args, setting: Setting) -> None:
-    """One run of `run_parallel`."""
-    torch.set_num_threads(1)
-    with friendly_errors(args.debug):
-        make(run, args, setting, quiet=True)
+def make_run(run: Run, configs: dict[Run, RunConfig], options: Options,
+             alone: bool = False) -> None:
+    """`train`, unless another command is making the same run: then its result serves both.
 
-def main() -> None:
-    args = arguments(__doc__)
-    with friendly_errors(args.debug):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if args.device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        if world_size() > 1:
-            dist.init_process_group("nccl" if args.device == "cuda" else "gloo", timeout=timedelta(hours=12))
-        make_requested(args)
-        if dist.is_initialized():  # not after an error: to destroy takes all processes, and the others may not know
-            dist.destroy_process_group()
+    `alone`: in a process of its own, which says nothing but its errors.
+    """
+    with friendly_errors(options.debug) if alone else nullcontext():
+        with locked(options.runs / run.name / "run") if world_size() == 1 else nullcontext():
+            train(run, configs[run], options, quiet=alone)
 
-def make_requested(args) -> None:
+
+def make_requested(args: argparse.Namespace, setting: Setting, options: Options) -> None:
     """Everything that the command line asks for, then the table, and for "all" the graphs."""
-    setting, seeds, folds = setting_of(args), args.seed, args.fold
-    if args.data == Path("data/toy") and not args.data.exists() and rank() == 0:
-        say("making the toy corpus in data/toy (once)")
-        toy.write_corpus(args.data)
-    if dist.is_initialized():
-        dist.barrier()
-    for args.seed, args.fold in itertools.product(seeds, folds):
-        stages = with_prerequisites(requested_runs(args), args)
-        if args.dry_run:  # of one seed and fold
-            from tools.dryrun import dry_run
-            return dry_run(stages, args, setting) if rank() == 0 else None
-        make_all(stages, args, setting)
+    check_arguments(args, setting, options)
+    if not args.dry_run:
+        options.runs.mkdir(parents=True, exist_ok=True)
+    if options.data == TOY and not options.data.exists() and rank() == 0:
+        say(f"making the toy corpus in {TOY} (once)")
+        toy.write_corpus(options.data)
+    wait_for_all()
+    tasks = args.task or args.tasks
+    runs = [run for seed, fold in product(args.seed, args.fold)
+            for run in scenario_runs(args.scenario, tasks, args.tasks, seed, fold)]
+    with first_process_first():
+        inputs = gather_inputs(runs, setting, options)
+    if args.dry_run:
+        from tools.dryrun import dry_run
+
+        if rank() == 0:
+            dry_run(runs, setting, inputs, options)
+        return
+    for seed, fold in product(args.seed, args.fold):
+        make_all([run for run in runs if (run.seed, run.fold) == (seed, fold)], setting, inputs,
+                 options)
     if rank() == 0:
         print()
-        print_results(args.runs, args.task if args.scenario in ("ssl", "transfer") and args.task else list(TASKS))
-    if args.scenario == "all" and 1 in folds and rank() == 0:
-        graphs.main(["--runs", str(args.runs), "--out", str(args.out), "--seed", *map(str, seeds)])
+        shown = tasks if args.scenario in ("ssl", "transfer") else args.tasks
+        try:
+            print_results(read_results(options.runs), shown)
+        except RunError as error:  # of older runs; the new ones are finished
+            say(f"note: no table: {error}")
+        if args.scenario == "all" and 1 in args.fold:
+            seeds = [str(seed) for seed in args.seed]
+            graphs.main(["--runs", str(options.runs), "--out", str(options.out), "--seed", *seeds])
+
+
+def main() -> None:
+    args, setting, options = parse_arguments(__doc__)
+    with friendly_errors(options.debug):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        read_corpus.cache_clear()
+        with process_group(options.device):
+            make_requested(args, setting, options)
+
 
 if __name__ == "__main__":
     main()

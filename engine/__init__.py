@@ -1,1 +1,1 @@
-"""The machinery: what makes the paper's code at the root fast and robust. Skip it on a first read."""
+"""The machinery that makes the root's code fast and robust. Skip it on a first read."""

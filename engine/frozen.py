@@ -1,15 +1,19 @@
-"""What a frozen encoder says about a corpus: computed once, kept in a file, read back as batches
-(scenarios (a), (c) and control).
+"""Cached hidden states of a frozen encoder (scenarios (a), (c) and the control run).
 
-With a frozen encoder every epoch would repeat the same hours of encoding. Instead each utterance (of a long one, some
-crops) goes through it once; heads are then trained on memory-mapped states, at the cost of a few matrix products.
+With a frozen encoder every epoch would repeat the same hours of encoding. Instead each utterance
+(of a long recording: several crops) goes through the encoder once. Heads then train on
+memory-mapped states, at the cost of a few matrix products.
 
-B utterances, T frames (50 Hz), S = L + 1 hidden states, D dimensions.
+B utterances, T frames (50 Hz), S = L + 1 hidden states, D dimensions. A crop is one window of one
+utterance; short utterances have a single crop.
 """
+
 import functools
 import hashlib
+import itertools
 import json
-import os
+import platform
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,123 +22,190 @@ import torch
 from tqdm import tqdm
 
 from batches import collate, in_chunks, load_ahead
-from data import Corpus
-from engine.runs import locked, save
-from heads import Head
-from model import FrozenBatch, Hubert, frame_count
+from data import Corpus, audio_digest
+from engine.launch import progress
+from engine.runs import RunError, atomic_file, locked, save_json
+from model import FrozenBatch, Hubert, encoder_digest, frame_count
 
-FORMAT = 1           # changes whenever the content of a cache file changes
-MOST_CROPS = 16      # of one long training recording
-CHUNK_SECONDS = 20   # of padded audio that go through a frozen encoder together
+FORMAT = 3  # changes whenever the content of a cache file changes
+MAX_CROPS = 16  # of one long training recording
+ENCODING_SECONDS = 20  # of padded audio that go through a frozen encoder together
+BATCH_SECONDS = 200  # of padded features that a head reads together in an evaluation
+
 
 class FrozenFeatures:
-    """The hidden states of a corpus in a memory-mapped file, made by `cache_states`. OSError, ValueError: damaged.
+    """The cached hidden states of a corpus, in a memory-mapped file made by `cache_states`.
 
-    Up to its mean over time a classifier (`head.pools`) is affine, and so is the weighted sum of states: the mean may
-    be taken first, and (S, D) numbers per utterance are an exact cache (`pooled`; T is 1), equal up to rounding. Other
-    heads need all frames: CTC has a loss over frames, LSTMs and ReLUs stand before any mean.
+    A classifier head is affine up to its mean over time, and so is the weighted sum of states. The
+    mean may therefore come first: (S, D) numbers per crop are an exact cache (`pooled`, with T = 1)
+    up to rounding. Other heads need all frames: CTC has a loss over frames, LSTMs and ReLUs stand
+    before any mean.
+
+    Raises OSError, ValueError, KeyError or TypeError if the file or its index is damaged.
     """
 
-    def __init__(self, corpus: Corpus, path: Path):
+    def __init__(self, corpus: Corpus, counts: list[int], path: Path):
         index = json.loads(path.with_suffix(".json").read_text())
-        self.corpus, self.pooled, self.S, self.D = corpus, index["pooled"], index["states"], index["dim"]
-        self.frames, self.starts = torch.tensor(index["frames"]), torch.tensor(index["starts"])  # of each crop
-        self.first = index["first"]  # the number of each utterance's first crop
+        self.corpus, self.path, self.pooled = corpus, path, index["pooled"]
+        self.S, self.D = index["states"], index["dim"]
+        self.first_crop = [0, *itertools.accumulate(counts)]  # of each utterance; then the total
+        self.frames = torch.tensor(index["frames"])  # (crops,)
+        self.checksums = index["crc32"]  # of each crop
+        self.checked = bytearray(len(self.checksums))  # 1: this crop was read before
+        order = torch.tensor(index["order"])  # the crops as they lie in the file
+        if not order.sort().values.equal(torch.arange(self.first_crop[-1])) or not (
+                len(order) == len(self.frames) == len(self.checksums)):
+            raise ValueError(f"{path} does not fit its corpus")
+        sizes = self.frames[order] * self.S * self.D
+        self.starts = torch.empty_like(order)  # of each crop, in numbers
+        self.starts[order] = sizes.cumsum(0) - sizes
         self.data = torch.from_numpy(np.memmap(path, np.float32, "c"))
-        if len(self.data) != index["size"]:
-            raise ValueError(f"{path} is not whole")
+        if len(self.data) != sizes.sum():
+            raise ValueError(f"{path} does not fit its index")
 
     def batch(self, draws: list[tuple[int, int | None]]) -> FrozenBatch:
-        """The states of some (utterance, draw number or None) pairs, zero padded; the number chooses the crop."""
-        crops = [self.first[i] + (number or 0) % (self.first[i + 1] - self.first[i]) for i, number in draws]
+        """The zero-padded states of (utterance, draw number or None) pairs.
+
+        The draw number chooses one of the crops of the utterance.
+        """
+        crops = []
+        for utterance, number in draws:
+            first, last = self.first_crop[utterance], self.first_crop[utterance + 1]
+            crops.append(first + (number or 0) % (last - first))
+        self._check(crops)
         frames, starts = self.frames[crops], self.starts[crops]
-        if self.pooled:  # all of the same size: a batch is one gather
+        if self.pooled:  # all crops have one size: a batch is a single gather
             means = self.data.view(-1, self.S, self.D)[starts // (self.S * self.D)]  # (B, S, D)
-            states = means.transpose(0, 1).unsqueeze(2)                              # (S, B, 1, D)
+            states = means.transpose(0, 1).unsqueeze(2)  # (S, B, 1, D)
         else:
             states = torch.zeros(self.S, len(draws), int(frames.max()), self.D)
             for b, (start, T) in enumerate(zip(starts.tolist(), frames.tolist())):
-                states[:, b, :T] = self.data[start:start + self.S * T * self.D].view(self.S, T, self.D)
+                own = self.data[start : start + self.S * T * self.D]
+                states[:, b, :T] = own.view(self.S, T, self.D)
         chosen = [self.corpus.utterances[i] for i, _ in draws]
         return FrozenBatch(states, frames, [u.target for u in chosen], [u.id for u in chosen])
 
-    def all_batches(self, size: int = 64) -> Iterator[FrozenBatch]:
-        """Every utterance once, in batches of similar length."""
-        order = sorted(range(len(self.corpus.utterances)), key=lambda i: int(self.frames[self.first[i]]))
-        for k in range(0, len(order), size):
-            yield self.batch([(i, None) for i in order[k:k + size]])
+    def _check(self, crops: list[int]) -> None:
+        """Compare the checksum of each crop at its first read. Raises RunError if one is wrong."""
+        for crop in crops:
+            if self.checked[crop]:
+                continue
+            start = int(self.starts[crop])
+            own = self.data[start : start + int(self.frames[crop]) * self.S * self.D]
+            if zlib.crc32(own.numpy()) != self.checksums[crop]:
+                self.path.unlink(missing_ok=True)
+                raise RunError(f"the cache {self.path} is damaged and was deleted; "
+                               "the same command makes it again and continues")
+            self.checked[crop] = 1
 
-def means_suffice(head: Head, training: bool, augment: bool) -> bool:
-    """Is the mean of each state over time enough for this head? SpecAugment masks single frames, so it needs them."""
-    return head.pools and not (training and augment)
+    def all_batches(self) -> Iterator[FrozenBatch]:
+        """Every utterance once, in batches of similar length."""
+        first_frames = [int(self.frames[crop]) for crop in self.first_crop[:-1]]
+        order = sorted(range(len(first_frames)), key=first_frames.__getitem__)
+        group = []
+        for i in order:
+            if group and (len(group) + 1) * first_frames[i] > BATCH_SECONDS * 50:
+                yield self.batch(group)
+                group = []
+            group.append((i, None))
+        if group:
+            yield self.batch(group)
+
+
+def caches_means(head, augment: bool) -> bool:
+    """Whether a head (or its class) needs only the mean of each state over time.
+
+    SpecAugment masks single frames, so a head that trains with it needs all frames.
+    """
+    return head.needs_only_mean and not augment
+
 
 def crop_counts(corpus: Corpus, training: bool) -> list[int]:
-    """How many windows of each utterance are kept: of a training recording as many random ones as crop lengths fit into
-    it, up to MOST_CROPS."""
-    # DIFFERS: the released code crops anew at every draw, and so runs the encoder at every draw.
+    """The number of cached crops of each utterance.
+
+    A training recording has as many random crops as crop lengths fit into it, at most MAX_CROPS.
+    """
+    # DIFFERS: the released code draws a new crop each time, and so runs the encoder each time.
     if not (training and corpus.crop):
         return [1] * len(corpus.utterances)
-    return [min(MOST_CROPS, max(1, u.samples // corpus.crop)) for u in corpus.utterances]
+    return [min(MAX_CROPS, max(1, u.samples // corpus.crop)) for u in corpus.utterances]
+
 
 def cache_gigabytes(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> float:
-    """The size of the file that `cache_states` makes."""
-    rows = sum(count * (1 if pooled else frame_count(length))
-               for count, length in zip(crop_counts(corpus, training), corpus.lengths))
+    """The size of the file that `cache_states` makes, in GB."""
+    rows = 0
+    for count, length in zip(crop_counts(corpus, training), corpus.lengths):
+        rows += count * (1 if pooled else frame_count(length))
     return rows * encoder.num_states * encoder.dim * 4 / 1e9
 
-def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path, room_gb: float,
-                 workers: int = 0, quiet: bool = False) -> FrozenFeatures | None:
-    """Run a frozen encoder once over a corpus and keep its states in `folder`; None if that takes more than `room_gb`.
 
-    The file is named by a digest of all that decides its content: the encoder's weights, the audio files (path, size,
-    time) and how they are loaded, and the code that makes them. PR and ASR share a file if they hear the same.
+def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, folder: Path,
+                 room_gb: float, seed: int = 0, workers: int = 0,
+                 quiet: bool = False) -> FrozenFeatures | None:
+    """Run a frozen encoder once over a corpus and keep its states in `folder`.
+
+    The file is named by a digest of what decides its content: the encoder, the audio, how it is
+    loaded and cropped (`seed`), the version of PyTorch and the type of device. PR and ASR share a
+    file if they read the same audio. Returns None if the states take more than `room_gb`.
     """
     gigabytes = cache_gigabytes(encoder, corpus, training, pooled)
     if gigabytes > room_gb:
-        tqdm.write(f"{corpus.task}: its features would take {gigabytes:.1f} GB (--cache-gb {room_gb:g}): "
-                   "the encoder runs at each step")
+        tqdm.write(f"{corpus.task}: its features would take {gigabytes:.1f} GB "
+                   f"(--cache-gb {room_gb:g}): the encoder runs at each step")
         return None
-    path = folder / f"{_digest(encoder, corpus, training, pooled)}.f32"
+    counts = crop_counts(corpus, training)
+    path = folder / f"{_digest(encoder, corpus, training, pooled, seed)}.f32"
     with locked(path):
         try:
-            return FrozenFeatures(corpus, path)
-        except (OSError, ValueError):  # not there yet, or damaged
-            title = f"{corpus.task}: encoding {'train' if training else 'dev/test'} once, {gigabytes:.2f} GB"
-            _write_states(encoder, corpus, training, pooled, path, workers, title, quiet)
-        return FrozenFeatures(corpus, path)
+            return FrozenFeatures(corpus, counts, path)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # not there, or damaged
+            split = "train" if training else "dev/test"
+            title = f"{corpus.task}: encoding {split} once, {gigabytes:.2f} GB"
+            _write_states(encoder, corpus, counts, training, pooled, path, seed, workers, title,
+                          quiet)
+        return FrozenFeatures(corpus, counts, path)
 
-def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool) -> str:
+
+def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, seed: int) -> str:
     """A name for the states of this audio in this encoder."""
-    digest = hashlib.blake2b(f"{FORMAT} {corpus.gain} {corpus.trim} {corpus.crop} {training} {pooled}".encode(), digest_size=12)
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    for u in corpus.utterances:
-        about = os.stat(u.path)
-        digest.update(f"{os.path.abspath(u.path)} {about.st_size} {about.st_mtime_ns} {u.start} {u.stop}".encode())
+    device = next(encoder.parameters()).device.type
+    crop_seed = seed if training and corpus.crop else None
+    parts = (FORMAT, torch.__version__, platform.machine(), device, encoder_digest(encoder),
+             corpus.gain, corpus.trim, corpus.crop, training, pooled, crop_seed)
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=12)
+    for utterance in corpus.utterances:
+        about = (audio_digest(utterance.path), utterance.start, utterance.stop)
+        digest.update(repr(about).encode())
     return digest.hexdigest()
 
+
 @torch.no_grad()
-def _write_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, path: Path, workers: int, title: str,
-                  quiet: bool) -> None:
-    """Encode every crop, shortest first, and write their states (S, T, D) one after the other, then an index."""
-    counts, device = crop_counts(corpus, training), next(encoder.parameters()).device
-    draws = [(i, crop if training else None) for i, count in enumerate(counts) for crop in range(count)]
-    chunks = in_chunks(corpus, draws, CHUNK_SECONDS)
-    loader = load_ahead(chunks, workers, functools.partial(collate, corpus))
-    progress = tqdm(loader, title, unit="batch", leave=False, disable=quiet, delay=1)
-    first = np.cumsum([0, *counts]).tolist()
-    frames, starts = [0] * first[-1], [0] * first[-1]
-
-    def write(file) -> None:
-        for chunk, batch in zip(chunks, progress):
+def _write_states(encoder: Hubert, corpus: Corpus, counts: list[int], training: bool, pooled: bool,
+                  path: Path, seed: int, workers: int, title: str, quiet: bool) -> None:
+    """Encode every crop, shortest first, and write the states (S, T, D) of each; then an index."""
+    device = next(encoder.parameters()).device
+    draws = []
+    for i, count in enumerate(counts):
+        for crop in range(count):
+            # A training crop depends on (seed, utterance, crop).
+            draws.append((i, i * MAX_CROPS + crop if training else None))
+    crop_of = {draw: crop for crop, draw in enumerate(draws)}
+    frames, checksums, order = [0] * len(draws), [0] * len(draws), []
+    chunks = in_chunks(corpus, draws, ENCODING_SECONDS)
+    loader = load_ahead(chunks, workers, functools.partial(collate, corpus, seed=seed))
+    bar = progress(loader, title, unit="batch", leave=False, disable=quiet, delay=1)
+    with atomic_file(path) as file:
+        for chunk, batch in zip(chunks, bar):
             waves = [wave[:n].to(device) for wave, n in zip(batch.waves, batch.lengths.tolist())]
-            states, sizes = encoder.encode(waves)  # (S, all frames, D)
-            for (i, crop), own in zip(chunk, states.split(sizes, dim=1)):
-                own = own.mean(1, keepdim=True) if pooled else own  # (S, 1 or T, D)
-                frames[first[i] + (crop or 0)], starts[first[i] + (crop or 0)] = own.shape[1], file.tell() // 4
-                file.write(own.cpu().contiguous().numpy().tobytes())
-
-    save(path, write)
-    index = {"pooled": pooled, "states": encoder.num_states, "dim": encoder.dim, "frames": frames, "starts": starts,
-             "first": first, "size": path.stat().st_size // 4}
-    save(path.with_suffix(".json"), lambda file: file.write(json.dumps(index).encode()))
+            states, sizes = encoder.encode(waves)  # (S, frames of all utterances, D)
+            for draw, own in zip(chunk, states.split(sizes, dim=1)):  # (S, T, D)
+                if pooled:
+                    own = own.mean(1, keepdim=True)  # (S, 1, D)
+                numbers = own.cpu().contiguous().numpy().tobytes()
+                crop = crop_of[draw]
+                frames[crop], checksums[crop] = own.shape[1], zlib.crc32(numbers)
+                order.append(crop)
+                file.write(numbers)
+    index = {"pooled": pooled, "states": encoder.num_states, "dim": encoder.dim, "frames": frames,
+             "crc32": checksums, "order": order}
+    save_json(path.with_suffix(".json"), index)

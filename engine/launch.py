@@ -1,106 +1,264 @@
-"""Processes, signals, several runs at a time, and errors in one line."""
+"""Processes, signals, several runs at a time, output that never stops the work, one-line errors."""
+
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
+from datetime import timedelta
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from engine.audio import DataError
+from engine.files import DataError
 from engine.pretrained import EncoderError
 from engine.runs import RunError
 
+SECONDS_BETWEEN_LINES = 30  # of a progress bar that is written into a file
+
+# Several processes, one per GPU (torchrun sets their environment)
+
+
 def rank() -> int:
-    """This process's number among those that torchrun started; 0 without it."""
+    """The number of this process among those that torchrun started; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
 
+
 def world_size() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """The number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
-def say(text: str) -> None:
-    """Print above the progress bars; only the first process speaks."""
-    if rank() == 0:
-        tqdm.write(text)
 
 @contextmanager
-def interruptible():
-    """A list that Ctrl-C and SIGTERM (which Slurm sends before it kills) go into, so that the loop can save first."""
-    received = []
-    before = {number: signal.signal(number, lambda number, frame: received.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def process_group(device: str) -> Iterator[None]:
+    """Join the other processes of torchrun, if there are any.
 
-def any_rank(condition: bool, device: torch.device) -> bool:
-    """Is it true in any process? All of them must stop at the same step."""
-    if not dist.is_initialized():
-        return condition
-    flag = torch.tensor(float(condition), device=device)
-    dist.all_reduce(flag)
-    return bool(flag > 0)
+    Raises RunError if WORLD_SIZE is set, as some clusters do, but torchrun did not start us.
+    """
+    if world_size() > 1 and "MASTER_ADDR" not in os.environ:
+        raise RunError(
+            f"WORLD_SIZE is {world_size()} in the environment, but torchrun did not start this "
+            "program; use torchrun for several processes, or unset WORLD_SIZE"
+        )
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if world_size() > 1:
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=12))
+    yield
+    if dist.is_initialized():  # not after an error: the other processes may still be busy
+        dist.destroy_process_group()
+
 
 @contextmanager
-def first_process_first():
-    """The first process runs the block before the others, which then find its files (lengths, features) on disk."""
+def first_process_first() -> Iterator[None]:
+    """The first process runs the block before the others, which then find its files on disk."""
     if dist.is_initialized() and rank() > 0:
         dist.barrier()
     yield
     if dist.is_initialized() and rank() == 0:
         dist.barrier()
 
-def run_parallel(function, items: dict, jobs: int) -> None:
-    """function(item) of each of {name: item}, `jobs` at a time, each in a process of its own."""
-    names = ", ".join([*items][:3]) + (", ..." if len(items) > 3 else "")
-    context, waiting, running = get_context("forkserver"), list(items.values()), []
-    with tqdm(desc=f"{names} ({jobs} at a time)", total=len(items), unit="run") as progress:
+
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def any_rank(condition: bool, device: torch.device) -> bool:
+    """Whether the condition is true in any process: all of them must stop at the same step."""
+    if not dist.is_initialized():
+        return condition
+    flag = torch.tensor(float(condition), device=device)
+    dist.all_reduce(flag)
+    return bool(flag > 0)
+
+
+def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes."""
+    if not dist.is_initialized():
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that collects Ctrl-C and SIGTERM (Slurm sends it first), so that a loop can save."""
+    received = []
+
+    def remember(number, frame) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# Several runs at a time, each in a process of its own
+
+
+def run_parallel(function: Callable, items: dict, jobs: int) -> None:
+    """Call function(item) for each of {name: item}, `jobs` at a time, each in a new process.
+
+    Each process uses one thread. Raises RunError if a process is killed; exits with the code of a
+    process that fails, which has printed its reason. Ctrl-C reaches every process, and each saves.
+    """
+    names = list(items)
+    title = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    context = get_context("forkserver")
+    waiting, running = list(items.values()), []
+    with progress(total=len(items), desc=f"{title} ({jobs} at a time)", unit="run") as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    running.append(context.Process(target=function, args=(waiting.pop(0),)))
-                    running[-1].start()
+                    process = context.Process(target=_run_one, args=(function, waiting.pop(0)))
+                    process.start()
+                    running.append(process)
                 wait([process.sentinel for process in running])
-                for process in [process for process in running if process.exitcode is not None]:
+                ended = [process for process in running if process.exitcode is not None]
+                for process in ended:
                     running.remove(process)
-                    progress.update()
-                    if process.exitcode < 0:
-                        raise RunError(f"a run was killed by signal {-process.exitcode}, perhaps for want of memory; "
-                                       "the same command goes on, and --jobs 1 needs less")
-                    if process.exitcode > 0:
-                        sys.exit(process.exitcode)  # it has said why
+                    bar.update()
+                    _check_exit(process.exitcode)
         finally:
             for process in running:
-                with suppress(ProcessLookupError):  # it may just have ended
+                with suppress(ProcessLookupError):  # it may have ended just now
                     os.kill(process.pid, signal.SIGINT)  # it saves first
             for process in running:
                 process.join()
 
+
+def _run_one(function: Callable, item) -> None:
+    """The main function of one process of `run_parallel`."""
+    torch.set_num_threads(1)
+
+    def stop_with_parent() -> None:
+        parent_process().join()
+        os.kill(os.getpid(), signal.SIGINT)  # nobody waits for the result: save and stop
+
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+    function(item)
+
+
+def _check_exit(code: int) -> None:
+    """Stop everything if a process ended badly."""
+    if code < 0:
+        raise RunError(
+            f"a run was killed by signal {-code}, perhaps because the memory is full; "
+            "the same command continues, and --jobs 1 needs less memory"
+        )
+    if code > 0:
+        sys.exit(code)
+
+
+# Output
+
+
+def say(text: str) -> None:
+    """Print above the progress bars; only the first process prints."""
+    if rank() == 0:
+        tqdm.write(text)
+
+
+def progress(*args, **options) -> tqdm:
+    """A tqdm progress bar on standard error; a log file gets one line every 30 seconds at most."""
+    if not sys.stderr.isatty():
+        options = {"mininterval": SECONDS_BETWEEN_LINES, **options}
+    return tqdm(*args, **options)
+
+
+class ForgivingStream:
+    """A text stream that falls silent when nobody reads it any more (`| head -1`)."""
+
+    def __init__(self, stream):
+        self.stream = stream if stream is not None else open(os.devnull, "w")
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="replace")  # an ASCII terminal cannot print an arrow
+
+    def write(self, text: str) -> int:
+        """Write the text, or nothing if the reader is gone."""
+        with suppress(ValueError):  # the stream is closed
+            try:
+                self.stream.write(text)
+            except OSError:
+                self._fall_silent()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do nothing if the reader is gone."""
+        with suppress(ValueError):
+            try:
+                self.stream.flush()
+            except OSError:
+                self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        """Send everything from now on, and what is still in the buffer, to /dev/null."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+# Errors
+
+CAUSES = {  # a part of a RuntimeError's text: what the user can do about it
+    "shared memory": "the shared memory (/dev/shm) is too small for the processes that read audio; "
+    "use --workers 0, or start the container with a larger --shm-size",
+    "DataLoader worker": "a process that reads audio was killed; the same command continues from "
+    "the last checkpoint, and fewer --workers need less memory",
+    "No space left on device": "the disk or the shared memory (/dev/shm) is full; make room, or "
+    "use --workers 0",
+    "out of memory": "the memory of the GPU is full; take a smaller --mtl-batch or "
+    "--transfer-batch in a new --runs folder",
+    "allocate": "the memory is full; take a smaller --ssl-batch, --mtl-batch or --transfer-batch "
+    "in a new --runs folder",
+    "Connection": "another process of this run has ended; the same command continues from the "
+    "last checkpoint",
+}
+
+
 @contextmanager
-def friendly_errors(debug: bool):
-    """What the user can mend ends as one sentence and exit code 2, Ctrl-C as one and 130; all else is a bug of ours."""
+def friendly_errors(debug: bool = False) -> Iterator[None]:
+    """Guard a program: user errors print one line and exit with code 2; anything else is a bug.
+
+    Ctrl-C prints one line and exits with code 130. Output never stops the work.
+    """
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = ForgivingStream(sys.stdout), ForgivingStream(sys.stderr)
     try:
         yield
+        sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        print(f"{str(stop) or 'stopped'}; the same command goes on from the last checkpoint", file=sys.stderr)
+        reason = str(stop) or "stopped"
+        print(f"{reason}; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except (DataError, EncoderError, RunError, OSError, RuntimeError) as error:
-        causes = {"DataLoader worker": "a process that reads audio was killed; the same command goes on from the last "
-                                       "checkpoint, and fewer --workers need less memory",
-                  "allocate": "the memory is full; take a smaller --ssl-batch, --mtl-batch or --transfer-batch in a "
-                              "new --runs folder",
-                  "Connection": "another process of this run has died; the same command goes on from the last "
-                                "checkpoint"}
-        text = str(error)
-        if isinstance(error, RuntimeError):
-            text = next((causes[sign] for sign in causes if sign in text), None)
+    except (DataError, EncoderError, RunError, OSError, RuntimeError, ValueError) as error:
+        text = _explanation(error)
         if debug or text is None:
             raise
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def _explanation(error: Exception) -> str | None:
+    """What to tell the user about an error; None if it is a bug of ours."""
+    text = " ".join(str(error).split())
+    for sign, explanation in CAUSES.items():
+        if sign in text and not isinstance(error, DataError | EncoderError | RunError):
+            return explanation
+    return None if isinstance(error, RuntimeError | ValueError) else text

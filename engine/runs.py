@@ -1,58 +1,276 @@
-"""Run folders: atomic writes, locks, JSON, checkpoints."""
-import fcntl
+"""Run folders: atomic writes, locks, JSON, checkpoints, and the comparison of configurations.
+
+runs/<name>/ holds config.json, labels.json, log.jsonl, checkpoint.pt, predictions/<TASK>.jsonl and,
+once the run is finished, result.json.
+"""
+
+import hashlib
+import io
 import json
 import os
+import platform
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from engine.pretrained import load_tensors
 
-class RunError(Exception):
-    """A run that cannot start, go on or be read: the message is one sentence that says what to do."""
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
-def save(path: Path, write) -> None:
-    """`write(file)` a file such that a kill at any moment leaves the old one or the new one, never half of one.
-    OSError, a sentence, where that is impossible, for instance on a full disk."""
+FORMAT = 2  # of config.json, result.json and checkpoint.pt
+
+
+class RunError(Exception):
+    """A run cannot start, continue or be read. The message is one sentence that says what to do."""
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
+    """A binary file to write that replaces `path` when the block ends.
+
+    A kill at any moment leaves the old file or the new one, never half of one. Raises OSError with
+    a clear message if the file cannot be written, for instance because the disk is full.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            write(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(f"cannot write {path} ({error.strerror}); make room or take another folder") from error
+        reason = error.strerror or error
+        message = f"cannot write {path} ({reason}); make room or take another folder"
+        raise OSError(message) from error
     finally:
         temporary.unlink(missing_ok=True)
 
+
+def save_json(path: Path, value) -> None:
+    """Write one JSON value, atomically."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text file, atomically. Names that are not UTF-8 keep their bytes."""
+    with atomic_file(path) as file:
+        file.write(text.encode(errors="surrogateescape"))
+
+
+def save_json_lines(path: Path, values: list) -> None:
+    """Write one JSON value per line, atomically."""
+    with atomic_file(path) as file:
+        for value in values:
+            file.write((json.dumps(value) + "\n").encode())
+
+
+def read_json(path: Path):
+    """The JSON value in a file of a run. Raises RunError if the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The JSON objects in a file of a run, one per line.
+
+    A kill may cut off the last line; a last line without its end is ignored. Raises RunError if the
+    file is missing or damaged.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    except (ValueError, OSError) as error:
+        raise _damaged(path, error) from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise _damaged(path, "a line is not an object")
+    return rows
+
+
+def _damaged(path: Path, reason) -> RunError:
+    """The error for a file that is not what a run writes."""
+    if isinstance(reason, OSError):
+        reason = reason.strerror
+    return RunError(f"no JSON in {path} ({reason}); delete {path.parent} and train again")
+
+
 @contextmanager
-def locked(path: Path):
-    """Waits until no other process holds the lock of this name. A process that ends, however it ends, lets it go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f"{path.name}.lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f"waiting for another process that makes {path}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock `path`.lock: only one process at a time runs the block.
+
+    The operating system frees the lock when a process ends, however it ends. Some network file
+    systems have no locks; the block then runs without one, after a note.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tqdm.write(f"waiting for another process that makes {path}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                tqdm.write(f"note: no file locks in {lock.parent}; do not start the same run twice")
         yield
 
-def load_json(path: Path, lines: bool = False):
-    """A file of a run: one JSON value, or with `lines` one in each line, where a last line that a kill cut off does not
-    count. RunError if the file is damaged."""
-    try:
-        text = path.read_text()
-        return [json.loads(line) for line in text.split("\n")[:-1]] if lines else json.loads(text)
-    except ValueError as error:
-        raise RunError(f"no JSON in {path} ({error}); delete {path.parent} and train again") from error
+
+# Checkpoints
+
+
+def save_checkpoint(folder: Path, state: dict) -> None:
+    """Write checkpoint.pt, atomically. `state` holds tensors, numbers, text, dicts and lists."""
+    content = io.BytesIO()  # torch.save into memory: a full disk is then met by atomic_file
+    torch.save(state | {"format": FORMAT}, content)
+    with atomic_file(folder / "checkpoint.pt") as file:
+        file.write(content.getbuffer())
+
 
 def load_checkpoint(folder: Path) -> dict:
-    """checkpoint.pt of a run, which cannot run code (`load_tensors`). RunError if it is damaged or none."""
+    """Read checkpoint.pt; it cannot run code. Raises RunError if it is missing or damaged."""
     path = folder / "checkpoint.pt"
     try:
-        saved = load_tensors(path)
-        return {key: saved[key] for key in ("model", "step", "best", "seconds")} | saved
+        state = load_tensors(path)
+        return {key: state[key] for key in ("model", "step", "best", "seconds")} | state
     except Exception as error:  # a damaged file can fail in any way
-        raise RunError(f"no checkpoint of ours, or a damaged one, in {path}; delete its run and train again") from error
+        raise RunError(f"no checkpoint of ours, or a damaged one, in {path}; "
+                       "delete its run and train again") from error
+
+
+def save_result(folder: Path, result: dict) -> None:
+    """Write result.json with a checksum of itself."""
+    save_json(folder / "result.json", {**result, "checksum": _checksum(result)})
+
+
+def read_result(folder: Path) -> dict:
+    """result.json of a finished run. Raises RunError if it was changed since the run ended."""
+    path = folder / "result.json"
+    result = read_json(path)
+    saved = result.pop("checksum", None) if isinstance(result, dict) else None
+    if saved is None or saved != _checksum(result):
+        raise RunError(f"{path} was changed since the run ended; delete {folder} and train again")
+    return result
+
+
+def _checksum(values: dict) -> str:
+    """A digest of a JSON object, whatever the order of its keys."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """A digest of a small file."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def weights_digest(state: dict) -> str:
+    """A digest of the weights in a checkpoint (of "model" and, where it was trained, "encoder")."""
+    digest = hashlib.blake2b(digest_size=16)
+    groups = [state["model"]]
+    if "encoder" in state:
+        groups.append(state["encoder"]["state_dict"])
+    for group in groups:
+        for name, tensor in sorted(group.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# Configurations
+
+
+def check_run(folder: Path, config: dict, recorded: dict, compare_precision: bool) -> bool:
+    """Whether a run is finished, after a check that it is this run.
+
+    `config` is everything that decides the result; its "built_on" holds the configurations of the
+    prerequisites, which lie in the same parent folder. `recorded` decides nothing. Raises RunError
+    with a list of the differences if the run was begun with another configuration, or on
+    prerequisites that were trained again since.
+    """
+    finished = (folder / "result.json").exists()
+    if finished or (folder / "checkpoint.pt").exists():
+        # A finished run may be read on a machine with other processes or another precision.
+        ignored = {"processes"} if compare_precision else {"processes", "precision"}
+        check_config(folder, config, recorded, ignored, finished)
+    return finished
+
+
+def write_config(folder: Path, config: dict, recorded: dict) -> None:
+    """Write config.json: the configuration, the weights it is built on, and what is recorded."""
+    versions = {"torch": torch.__version__, "python": platform.python_version(),
+                "threads": torch.get_num_threads()}
+    save_json(folder / "config.json", {
+        "format": FORMAT, **config, "built_on_weights": _weights_of(config, folder.parent),
+        "recorded": {**recorded, **versions}})
+
+
+def _weights_of(config: dict, runs: Path) -> dict[str, str]:
+    """The digests of the weights of the prerequisites; a deleted prerequisite is ignored."""
+    digests = {}
+    for name in config["built_on"]:
+        if (runs / name / "result.json").exists():
+            digests[name] = read_result(runs / name).get("weights")
+    return digests
+
+
+def check_config(folder: Path, config: dict, recorded: dict, ignored: set[str],
+                 finished: bool) -> None:
+    """Raises RunError with the differences if a run on disk has another configuration."""
+    saved = read_config(folder)
+    own = {key: value for key, value in config.items() if key != "built_on"}
+    weights = _weights_of(config, folder.parent)
+    changed = differences(saved, own, ignored if finished else set())
+    changed += differences(saved["built_on"], config["built_on"], ignored, "built_on.")
+    changed += differences(saved["built_on_weights"], weights, set(), "weights of ")
+    if any("encoder was" in text for text in changed):
+        then = saved["recorded"].get("encoder")
+        changed.append(f"--encoder was {then} and is {recorded.get('encoder')}")
+    if changed:
+        raise RunError(f"{folder} was made with other settings ({'; '.join(changed)}); use the old "
+                       "ones, delete the folder, or choose another one with --runs")
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a run. Raises RunError if it is damaged or of another format."""
+    saved = read_json(folder / "config.json")
+    found = saved.get("format", 1) if isinstance(saved, dict) else "unknown"
+    if found != FORMAT:
+        raise RunError(f"{folder} has format {found}, and this version reads format {FORMAT}; "
+                       "train again in a new --runs folder, or use the version that made it")
+    for key in ("built_on", "built_on_weights", "recorded"):
+        if not isinstance(saved.get(key), dict):
+            raise _damaged(folder / "config.json", f"no {key}")
+    return saved
+
+
+def differences(saved: dict, current: dict, ignored: set[str], prefix: str = "") -> list[str]:
+    """One text "<setting> was <saved> and is <current>" for each difference of two JSON objects.
+
+    Nested objects are compared by key, and `prefix` names the way down. Keys in `ignored` are not
+    compared at any depth. A nested key that only `saved` has is a difference, too.
+    """
+    found = []
+    for key, value in current.items():
+        if key in ignored:
+            continue
+        name, before = f"{prefix}{key}", saved.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            found += differences(before, value, ignored, f"{name}.")
+            for gone in sorted(before.keys() - value.keys() - ignored):
+                found.append(f"{name}.{gone} was {_short(before[gone])} and is not there")
+        elif before != value:
+            found.append(f"{name} was {_short(before)} and is {_short(value)}")
+    return found
+
+
+def _short(value) -> str:
+    """A value in a sentence; long ones are cut."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""What the tests share: a toy corpus of a few utterances per split, and train.py run in this process with small settings."""
+"""What the tests share: a toy corpus of a few utterances per split, train.py in this process."""
 
 import json
 import sys
@@ -9,13 +9,14 @@ import torch
 
 import toy
 import train
+from engine.runs import write_config
+from evaluate import write_result
+from scenarios import SETTINGS, Inputs, Run, make_config
 
 torch.set_num_threads(1)
-SMALL = (
-    "--ssl-steps 2 --ssl-batch 2 --mtl-steps 2 --mtl-warmup 1 --mtl-batch 2 --transfer-steps 2 --transfer-warmup 1 "
-    "--transfer-batch 2 --evaluate-every 1 --save-every 1 --log-every 1 --jobs 1 --device cpu --setting tiny "
-    "--encoder random-tiny"
-).split()
+SMALL = """--ssl-steps 2 --ssl-batch 2 --mtl-steps 2 --mtl-warmup 1 --mtl-batch 2
+    --transfer-steps 2 --transfer-warmup 1 --transfer-batch 2 --evaluate-every 1 --save-every 1
+    --log-every 1 --jobs 1 --device cpu --setting tiny --encoder random-tiny""".split()
 
 
 @pytest.fixture(scope="session")
@@ -26,41 +27,28 @@ def root(tmp_path_factory) -> Path:
     return folder
 
 
+def call_train(*flags) -> None:
+    """train.py in this process; SystemExit is what the shell would see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *SMALL, *map(str, flags)])
+        train.main()
+
+
 @pytest.fixture(scope="session")
 def workshop(root, tmp_path_factory) -> Path:
     """A folder with runs/ and figures/: all 28 runs of Table 1, two steps each."""
     out = tmp_path_factory.mktemp("workshop")
-    old, sys.argv = (
-        sys.argv,
-        [
-            "train.py",
-            "--scenario",
-            "all",
-            "--data",
-            str(root),
-            "--runs",
-            str(out / "runs"),
-            "--out",
-            str(out / "figures"),
-            *SMALL,
-        ],
-    )
-    train.main()
-    sys.argv = old
+    folders = ("--runs", out / "runs", "--out", out / "figures")
+    call_train("--scenario", "all", "--data", root, *folders)
     return out
 
 
 @pytest.fixture
-def run_train(root, monkeypatch):
-    """run_train(runs, "--scenario", "ssl", ...) runs train.py with small settings; SystemExit is what the shell would see."""
+def run_train(root):
+    """run_train(runs, "--scenario", "ssl", ...): train.py with small settings on the toy corpus."""
 
-    def run(runs: Path, *flags: str) -> None:
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["train.py", "--data", str(root), "--runs", str(runs), *SMALL, *map(str, flags)],
-        )
-        train.main()
+    def run(runs: Path, *flags) -> None:
+        call_train("--data", root, "--runs", runs, *flags)
 
     return run
 
@@ -68,3 +56,29 @@ def run_train(root, monkeypatch):
 def result(runs: Path, name: str) -> dict:
     """result.json of a run."""
     return json.loads((runs / name / "result.json").read_text())
+
+
+class FakeData(dict):
+    """A digest for each split of any task."""
+
+    def __missing__(self, key: str) -> dict:
+        return dict.fromkeys(("train", "dev", "test"), f"data of {key}")
+
+
+INPUTS = Inputs(encoder="0" * 32, data=FakeData(), cropped_gb={}, cache_gb=50.0)
+
+
+def fake_run(
+    runs: Path, run: Run, pairs: dict, setting=SETTINGS["tiny"], inputs=INPUTS, **constant
+):
+    """A finished run; `pairs` is {task: {metric: [two numbers of each utterance]}}."""
+    config = make_config(run, setting, inputs)
+    write_config(runs / run.name, config.to_json(), {"encoder": "tiny"})
+    rows = {}
+    for task, metrics in pairs.items():
+        rows[task] = []
+        for i, numbers in enumerate(zip(*metrics.values(), strict=True)):
+            row = {"id": str(i), "reference": str(i), "prediction": ""}
+            rows[task].append(row | dict(zip(metrics, numbers)))
+    write_result(runs / run.name, config, 1.0, rows, f"weights of {run.name}", constant)
+    return runs / run.name

@@ -1,4 +1,4 @@
-"""The cache of frozen features changes nothing but the time: same logits, same losses, one encoder pass per utterance."""
+"""The cache of frozen features changes only the time: same logits and losses, one encoder pass."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_frozen_and_cached_gives_what_the_encoder_gives(root, tmp_path, name):
         encoder, {name: TASKS[name].head(encoder.dim, corpus.classes, 32)}, augment=False
     ).eval()
     frozen = cache_states(
-        encoder, corpus, False, model.heads[name].pools, tmp_path, 1.0, quiet=True
+        encoder, corpus, False, model.heads[name].needs_only_mean, tmp_path, 1.0, quiet=True
     )
     draws = [(i, None) for i in range(3)]
     cached, heard = frozen.batch(draws), collate(corpus, draws)
@@ -80,7 +80,7 @@ def test_a_long_training_recording_is_kept_as_several_crops(root, tmp_path):
     corpus = TASKS["KS"].read(str(root), "train")
     frozen = cache_states(random_encoder(TINY), corpus, True, True, tmp_path, 1.0, quiet=True)
     noise = max(range(len(corpus.utterances)), key=lambda i: corpus.utterances[i].samples)
-    crops = frozen.first[noise + 1] - frozen.first[noise]
+    crops = frozen.first_crop[noise + 1] - frozen.first_crop[noise]
     assert crops == min(16, corpus.utterances[noise].samples // corpus.crop) > 1
     a, b = (frozen.batch([(noise, seed)]).states for seed in (0, 1))
     assert not torch.equal(a, b) and torch.equal(a, frozen.batch([(noise, crops)]).states)

@@ -4,13 +4,16 @@ import json
 import re
 import xml.etree.ElementTree as xml
 from dataclasses import replace
-from shutil import copytree
+from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
 from matplotlib.path import Path
 
 import graphs
+from conftest import fake_run
+from engine.runs import file_digest, read_result, save_result
+from scenarios import Run
 from tasks import TASKS
 
 TABLE = json.loads(graphs.PAPER.read_text())
@@ -223,35 +226,27 @@ def test_getting_worse_without_a_task_is_an_edge_of_the_improvement_graph(target
 # Our own runs.
 
 
-def write(runs, run, task, **metrics):
-    """A finished run's predictions: per metric, one pair of numbers per utterance."""
-    path = runs / run / "predictions" / f"{task}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "id": f"u{i:03d}",
-            "reference": "r",
-            "prediction": "p",
-            **dict(zip(metrics, map(list, pairs))),
-        }
-        for i, pairs in enumerate(zip(*metrics.values(), strict=True))
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scenario, left_out, seed = re.fullmatch(
-        "(mtl|leave-one-out)-([A-Za-z]+)(?:-seed(.))?", run
-    ).groups()
-    tested = {file.stem: {} for file in path.parent.iterdir()}
-    (runs / run / "result.json").write_text(
-        json.dumps(
-            {
-                "scenario": scenario,
-                "task": left_out,
-                "seed": int(seed or 0),
-                "fold": 1,
-                "metrics": tested,
-            }
-        )
-    )
+WRITTEN = {}  # (folder of runs, name of a run) -> {task: metrics}
+
+
+def write(runs, name, task, **metrics):
+    """Add a task to a finished run: per metric, one pair of numbers per utterance."""
+    scenario, label, seed = re.fullmatch(r"([a-z-]+)-([A-Za-z]+)(?:-seed(.))?", name).groups()
+    run = Run("mtl", tuple(TASKS), seed=int(seed or 0))
+    if scenario == "leave-one-out":
+        run = run.leave_one_out(label)
+    pairs = WRITTEN.setdefault((runs, name), {})
+    pairs[task] = {metric: [list(pair) for pair in values] for metric, values in metrics.items()}
+    assert fake_run(runs, run, pairs) == runs / name
+
+
+def rewrite(path, text):
+    """Predictions with another content, as if the run had written them."""
+    path.write_text(text)
+    folder = path.parent.parent
+    result = read_result(folder)
+    result["predictions"][path.stem] = file_digest(path)
+    save_result(folder, result)
 
 
 @pytest.fixture
@@ -332,7 +327,7 @@ def test_slot_filling_is_drawn_by_cer_and_verification_by_the_eer_of_its_trials(
 def test_lines_may_come_in_any_order(runs, tmp_path):
     path = runs / "leave-one-out-KS/predictions/ASR.jsonl"
     expected = graph("--runs", runs, "--out", tmp_path)
-    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    rewrite(path, "".join(reversed(path.read_text().splitlines(keepends=True))))
     assert graph("--runs", runs, "--out", tmp_path) == expected
 
 
@@ -356,11 +351,11 @@ def test_runs_are_compared_seed_by_seed_and_a_seed_without_its_pair_is_left_out(
     assert {edge["source"]: edge["change"] for edge in edges} == {"ER": 20, "KS": 3}  # of seed 0
 
 
-def test_two_runs_of_one_seed_are_an_error_that_names_one(runs, tmp_path, capsys):
+def test_a_copy_of_a_run_is_no_second_seed_and_is_named(runs, tmp_path, capsys):
+    expected = graph("--runs", runs, "--out", tmp_path)
     copytree(runs / "leave-one-out-ER", runs / "leave-one-out-ER.bak")
-    with pytest.raises(SystemExit):
-        graph("--runs", runs, "--out", tmp_path)
-    assert "two runs of seed 0, one of them in " in capsys.readouterr().err
+    assert graph("--runs", runs, "--out", tmp_path) == expected
+    assert "leave-one-out-ER.bak holds a copy of the run" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence_and_exit_code_2(tmp_path, capsys):
@@ -380,8 +375,9 @@ def test_missing_runs_mean_fewer_edges_and_are_said_aloud(runs, tmp_path, capsys
 
 def test_an_unfinished_run_and_another_fold_are_left_out(runs, tmp_path):
     (runs / "leave-one-out-KS/result.json").unlink()
-    path = runs / "leave-one-out-ER/result.json"
-    path.write_text(path.read_text().replace('"fold": 1', '"fold": 2'))
+    rmtree(runs / "leave-one-out-ER")
+    other_fold = replace(Run("mtl", tuple(TASKS)).leave_one_out("ER"), fold=2)
+    fake_run(runs, other_fold, {"ASR": {"wer": [[6, 10]] * 200}})
     write(runs, "leave-one-out-PR", "ASR", wer=[(6, 10)] * 200)
     assert [edge["source"] for edge in graph("--runs", runs, "--out", tmp_path)] == ["PR"]
 
@@ -420,10 +416,16 @@ def test_runs_without_any_change_give_two_empty_graphs(runs, tmp_path):
     [
         (lambda runs: (runs / "mtl-all/result.json").unlink(), "nothing to draw"),
         (lambda runs: write(runs, "mtl-all", "ASR", wer=[(5, 10)] * 3), "other utterances"),
-        (lambda runs: (runs / "mtl-all/predictions/ASR.jsonl").write_text("{\n"), "no JSON in"),
-        (lambda runs: write(runs, "mtl-all", "ASR", per=[(5, 10)] * 200), "no predictions of ASR"),
+        (lambda runs: rewrite(runs / "mtl-all/predictions/ASR.jsonl", "{\n"), "no JSON in"),
+        (lambda runs: rewrite(runs / "mtl-all/predictions/ASR.jsonl", '{"id": 1}\n'), "no wer in"),
         (lambda runs: (runs / "mtl-all/result.json").write_text("{"), "no JSON in"),
-        (lambda runs: write(runs, "mtl-all", "ASR", wer=[(0, 0)] * 200), "nothing to score"),
+        (
+            lambda runs: rewrite(
+                runs / "mtl-all/predictions/ASR.jsonl",
+                "".join(json.dumps({"id": str(i), "wer": [0, 0]}) + "\n" for i in range(200)),
+            ),
+            "nothing to score",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(

@@ -1,6 +1,5 @@
-"""The table of tasks: every row works from file to score, and nothing but the table knows a task's name."""
+"""The table of tasks: every row works from file to score."""
 
-import re
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,4 @@
-"""The loop and the four scenarios: what a run leaves behind, that a resumed one is the same bit for bit, that two processes are one."""
+"""The loop and the four scenarios: what a run leaves, exact resumption, several processes."""
 
 import json
 import os
@@ -17,9 +17,9 @@ import torch
 import train
 from batches import Steps, Stream, collate
 from conftest import SMALL, result
-from engine.runs import load_checkpoint
-from model import TINY, MultiTask, random_encoder
-from scenarios import SETTINGS, Run, requested_runs, with_prerequisites
+from engine.runs import load_checkpoint, save_result
+from model import TINY, MultiTask, load_encoder, random_encoder
+from scenarios import SETTINGS, Run, in_stages, scenario_runs, with_prerequisites
 from tasks import TASKS
 from weighting import pcgrad_backward
 
@@ -108,54 +108,28 @@ def test_mtl_trains_all_nine_and_a_second_call_reuses_it(run_train, runs, capsys
 
 
 def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, runs):
-    run_train(
-        runs,
-        "--scenario",
-        "mtl",
-        "--tasks",
-        "KS,IC",
-        "--weighting",
-        "uncertainty",
-        "--mtl-steps",
-        "4",
-        "--feature-grad-mult",
-        "0.1",
-    )
+    flags = "--tasks KS,IC --weighting uncertainty --mtl-steps 4 --feature-grad-mult 0.1"
+    run_train(runs, "--scenario", "mtl", *flags.split())
     run_train(runs, "--scenario", "control")
     assert "encoder" not in load_checkpoint(runs / "control-all")
-    saved, start = (
-        load_checkpoint(runs / "mtl-KS+IC"),
-        train.build(
-            json.loads((runs / "mtl-KS+IC" / "config.json").read_text()),
-            {"KS": 12, "IC": (6, 14, 4)},
-            runs,
-        ).encoder.state_dict(),
-    )
-    moved = [
-        name
-        for name, tensor in saved["encoder"]["state_dict"].items()
-        if not torch.equal(tensor, start[name])
-    ]
+    saved = load_checkpoint(runs / "mtl-IC+KS")
+    start = load_encoder("random-tiny").state_dict()
+    trained = saved["encoder"]["state_dict"]
+    moved = [name for name, tensor in trained.items() if not torch.equal(tensor, start[name])]
     still = set(start) - set(moved)
-    assert all(name.endswith("k_proj.bias") for name in still), (
-        still
-    )  # a key's bias cancels in the softmax
-    assert (saved["model"]["log_sigma"] != 0).all(), (
-        "each learned weight of the uncertainty weighting moves"
-    )
+    # the bias of a key cancels in the softmax
+    assert all(name.endswith("k_proj.bias") for name in still), still
+    assert (saved["model"]["log_sigma"] != 0).all(), "each learned weight of the losses moves"
 
 
-def test_all_makes_the_28_runs_of_table_1(tmp_path):
-    args = type(
-        "Args",
-        (),
-        dict(scenario="all", task=None, tasks=None, heads="ssl", seed=0, fold=1, runs=tmp_path),
-    )
-    stages = with_prerequisites(requested_runs(args), args)
-    assert [len(stage) for stage in stages] == [9, 10, 9]
-    assert with_prerequisites([Run("transfer", ("IC",), "IC")], args)[1] == [
-        Run("leave-one-out", tuple(t for t in TASKS if t != "IC"), "IC")
-    ]
+def test_all_makes_the_28_runs_of_table_1():
+    everything = tuple(TASKS)
+    runs = with_prerequisites(scenario_runs("all", everything, everything), "ssl")
+    assert [len(stage) for stage in in_stages(runs)] == [9, 10, 9]
+    transfer = scenario_runs("transfer", ("IC",), everything)
+    others = tuple(name for name in TASKS if name != "IC")
+    needed = in_stages(with_prerequisites(transfer, "ssl"))
+    assert needed[1] == [Run("leave-one-out", others, "IC")] and len(needed[0]) == 9
 
 
 def test_changed_settings_stop_a_run_with_a_list_of_them(run_train, runs, capsys):
@@ -171,16 +145,23 @@ def test_a_run_is_out_of_date_when_what_it_was_built_on_was_made_anew(
     shutil.copytree(runs, tmp_path / "runs")
     path = tmp_path / "runs" / "leave-one-out-IC" / "result.json"
     remade = json.loads(path.read_text())
-    remade["metrics"]["KS"]["acc"] += 1
-    path.write_text(json.dumps(remade))
+    remade["weights"] = "0" * 32  # the same scores, other weights
+    del remade["checksum"]
+    save_result(path.parent, remade)
     with pytest.raises(SystemExit) as stop:
         run_train(tmp_path / "runs", "--scenario", "transfer", "--task", "IC")
-    assert stop.value.code == 2 and "built_on was" in capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "weights of leave-one-out-IC was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "flags",
-    ["--scenario all --task IC", "--scenario mtl --task IC", "--scenario ssl --tasks IC,KS"],
+    [
+        "--scenario all --task IC",
+        "--scenario mtl --task IC",
+        "--scenario mtl --tasks IC",
+        "--scenario ssl --task IC --tasks KS,SF",
+    ],
 )
 def test_a_flag_that_would_be_ignored_is_an_error(run_train, tmp_path, capsys, flags):
     with pytest.raises(SystemExit) as stop:
@@ -267,7 +248,7 @@ def _shell(runs: Path, root: Path, *flags: str, processes: int = 1) -> subproces
 
 
 def _same(a: Path, b: Path) -> bool:
-    """Are the final weights, the log (but for its clock) and the results of two runs equal, bit for bit?"""
+    """Whether the weights, the log (without its clock) and the results of two runs are equal."""
 
     def flat(state, prefix=""):
         for key, value in state.items():
@@ -301,7 +282,7 @@ def _same(a: Path, b: Path) -> bool:
 def test_a_killed_run_resumes_to_the_same_bits(run_train, root, tmp_path):
     flags = ("--scenario", "mtl", "--tasks", "KS,PR,SD", "--heads", "fresh", "--mtl-steps", "30")
     run_train(tmp_path / "whole", *flags)
-    luck, checkpoint = random.Random(0), tmp_path / "broken" / "mtl-KS+PR+SD" / "checkpoint.pt"
+    luck, checkpoint = random.Random(0), tmp_path / "broken" / "mtl-PR+SD+KS" / "checkpoint.pt"
     for how in (
         signal.SIGKILL,
         signal.SIGINT,
@@ -316,14 +297,17 @@ def test_a_killed_run_resumes_to_the_same_bits(run_train, root, tmp_path):
         process.send_signal(how)
         said = process.communicate()[0]
     assert (
-        process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
+        process.returncode == 130 and "the same command continues" in said and "Traceback" not in said
     )
     run_train(tmp_path / "broken", *flags)
-    assert _same(tmp_path / "whole" / "mtl-KS+PR+SD", tmp_path / "broken" / "mtl-KS+PR+SD")
+    assert _same(tmp_path / "whole" / "mtl-PR+SD+KS", tmp_path / "broken" / "mtl-PR+SD+KS")
 
 
 def _gradients(rank: int, world: int, port: int, root: str, out: str) -> None:
-    """One process of `world`: for MTL and for each frozen task, the gradient of one step, without dropout, over all processes."""
+    """One process of `world`: the gradient of one step over all processes, without dropout.
+
+    The cases are MTL and each task with a frozen encoder.
+    """
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
@@ -352,7 +336,7 @@ def _gradients(rank: int, world: int, port: int, root: str, out: str) -> None:
 
 @pytest.fixture(scope="module")
 def one_and_two(root, tmp_path_factory):
-    """The gradients that one process finds with a batch of four, and two processes with a batch of two."""
+    """The gradients of one process with a batch of four and of two processes with two each."""
     folder = tmp_path_factory.mktemp("gradients")
     for world in (1, 2):
         torch.multiprocessing.spawn(

@@ -22,7 +22,7 @@ import torch
 
 from batches import Batch, Steps, Stream, collate, in_chunks
 from data import SAMPLE_RATE, Corpus, Utterance, load_audio
-from engine.frozen import CHUNK_SECONDS, cache_states
+from engine.frozen import ENCODING_SECONDS, cache_states
 from engine.kernels import keep_memory
 from engine.launch import friendly_errors
 from model import BASE, TINY, MultiTask, frame_count, random_encoder
@@ -163,7 +163,7 @@ def reading(bench: Bench, corpus: Corpus) -> dict:
 def encoding(bench: Bench, corpus: Corpus, precision: str) -> dict:
     """The forward pass of the encoder over a corpus."""
     draws = [(i, None) for i in range(len(corpus.utterances))]
-    batches = [collate(corpus, chunk) for chunk in in_chunks(corpus, draws, CHUNK_SECONDS)]
+    batches = [collate(corpus, chunk) for chunk in in_chunks(corpus, draws, ENCODING_SECONDS)]
 
     def encode() -> None:
         for batch in batches:

@@ -1,30 +1,145 @@
-"""A dry run: a step or two of each kind on the way to Table 1, and roughly what it all will cost.
+"""A dry run: a step or two of each kind on the way to Table 1, and roughly what everything costs.
 
     python train.py --data DIR --scenario transfer --task IC --dry-run
 
-Reads every corpus that the scenario needs, loads the encoder, takes real steps of every task with a frozen encoder and
-of MTL, and multiplies. The times are of this machine, now, from single steps: they tell hours from weeks, no more.
+It reads every corpus that the scenario needs, loads the encoder, takes real steps of every task
+with a frozen encoder and of MTL, and multiplies. The times come from single steps on this machine
+now: they tell hours from weeks, no more.
 """
+
 import sys
 import time
+from dataclasses import dataclass
 from resource import RUSAGE_SELF, getrusage
 
 import torch
-from tqdm import tqdm
 
 from batches import Batch, Steps, Stream
-from data import SAMPLE_RATE
-from evaluate import build, print_table, read
-from engine.frozen import cache_gigabytes, means_suffice
+from data import SAMPLE_RATE, Corpus
+from engine.frozen import cache_gigabytes, caches_means
 from engine.kernels import keep_memory
-from model import FrozenBatch, MultiTask
-from scenarios import Run, Setting, configure
+from engine.launch import progress
+from model import FrozenBatch, MultiTask, load_encoder
+from options import Options, default_jobs
+from results import print_table
+from scenarios import Inputs, Run, RunConfig, Setting, build_model, make_config, with_prerequisites
+from train import freeze
 
-FEW = 4  # utterances that the frozen encoder hears of each task
+ENCODED = 4  # utterances of each task that the frozen encoder encodes
+KINDS = {"mtl": "all at once", "leave-one-out": "all at once", "control": "all, frozen"}
+
+
+@dataclass
+class Estimate:
+    """What one run of a kind costs."""
+
+    row: list[str]  # of the printed table
+    step_seconds: float
+    steps: int
+    encode_hours: float  # with a frozen encoder: all audio once
+    cache_gb: dict[str, float]  # task -> GB of its cached training features
+    trained_weights: int
+
+
+def dry_run(runs: list[Run], setting: Setting, inputs: Inputs, options: Options) -> None:
+    """Print a row for each task in (a) and (c), one for MTL, and the cost of all runs to make."""
+    keep_memory()  # as in training
+    runs = [run for run in with_prerequisites(runs, setting.heads, options.is_finished)
+            if not options.is_finished(run)]
+    jobs = default_jobs(setting, options)
+    if jobs > 1:
+        torch.set_num_threads(1)  # as each of several jobs
+    alike = {}  # runs that cost the same
+    for run in runs:
+        alike.setdefault(KINDS.get(run.scenario, f"{run.tasks[0]}, {run.scenario}"), []).append(run)
+    table = [["what", "utterances", "hours", "outputs", "batch", "ms/step", "encode h", "cache GB"]]
+    hours = disk_gb = 0.0
+    shared_caches = {}  # the runs of (a) and the control run share the cache of a task
+    for what, group in progress(alike.items(), "a step or two of each", unit="row"):
+        config = make_config(group[0], setting, inputs)
+        found = estimate(what, group[0], config, options)
+        table.append(found.row)
+        encode_hours = found.encode_hours
+        for task, gigabytes in found.cache_gb.items():
+            if group[0].scenario == "transfer":  # deletes its cache when it ends
+                shared_caches["of (c)"] = max(gigabytes, shared_caches.get("of (c)", 0.0))
+            elif task in shared_caches:
+                encode_hours = 0.0
+            else:
+                shared_caches[task] = gigabytes
+        hours += len(group) * (encode_hours + found.steps * found.step_seconds / 3600)
+        disk_gb += len(group) * 3 * 4 * found.trained_weights / 1e9  # weights and Adam's moments
+    print_table(table)
+    disk_gb += sum(shared_caches.values())
+    print_total(len(runs), hours / jobs, jobs, disk_gb, setting, options)
+
+
+def estimate(what: str, run: Run, config: RunConfig, options: Options) -> Estimate:
+    """Take the steps of one kind of run. The encoder of (c) is not there yet: HuBERT stands in."""
+    device = torch.device(options.device)
+    corpora = {name: {split: options.read(name, split, run.fold)
+                      for split in ("train", "dev", "test")} for name in run.tasks}
+    encoder = load_encoder(options.encoder)
+    classes = {name: sets["train"].classes for name, sets in corpora.items()}
+    model = build_model(config, encoder, classes)
+    freeze(model, config)
+    model.to(device).train()
+    streams = {name: Stream(corpora[name]["train"], config.batch[name]) for name in run.tasks}
+    batches = Steps(streams)[0]
+    samples = {name: sum(sum(corpus.lengths) for corpus in sets.values())
+               for name, sets in corpora.items()}
+    encode_hours, cache_gb, runs_each_step = 0.0, {}, False
+    if model.encoder.frozen:
+        for name in run.tasks:
+            pooled = caches_means(model.heads[name], config.augment)
+            gigabytes = cache_gigabytes(model.encoder, corpora[name]["train"], True, pooled)
+            if gigabytes > options.cache_gb:
+                runs_each_step = True
+                continue
+            cache_gb[name] = gigabytes
+            batches[name], seconds_per_sample = encode_some(model, batches[name], pooled, device)
+            encode_hours += seconds_per_sample * samples[name] / 3600
+
+    def step() -> None:  # Adam's share of a step and the evaluations are left out
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = sum(model(batches).values())
+        loss.backward()
+
+    step_seconds, _ = seconds_of(step, device)
+    hours = sum(samples.values()) / SAMPLE_RATE / 3600
+    row = [what, f"{count_utterances(corpora):,}", f"{hours:.1f}",
+           str(classes[run.tasks[0]]) if len(run.tasks) == 1 else "",
+           str(sum(config.batch.values())), f"{1000 * step_seconds:.1f}",
+           "each step" if runs_each_step else f"{encode_hours:.2f}",
+           f"{sum(cache_gb.values()):.1f}"]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Estimate(row, step_seconds, config.steps, encode_hours, cache_gb, trained)
+
+
+def count_utterances(corpora: dict[str, dict[str, Corpus]]) -> int:
+    """Utterances of all tasks and splits."""
+    return sum(len(corpus.utterances) for sets in corpora.values() for corpus in sets.values())
+
+
+@torch.no_grad()
+def encode_some(model: MultiTask, batch: Batch, pooled: bool,
+                device: torch.device) -> tuple[FrozenBatch, float]:
+    """A whole batch of cached states, repeated from the first utterances; seconds per sample."""
+    waves, lengths = batch.waves[:ENCODED].to(device), batch.lengths[:ENCODED]
+    seconds, (states, frames) = seconds_of(lambda: model.encoder(waves, lengths), device)
+    if pooled:  # as in engine/frozen.py
+        states, frames = states.mean(2, keepdim=True), torch.ones_like(frames)
+    repeated = [k % len(frames) for k in range(len(batch.targets))]
+    targets = [batch.targets[k] for k in repeated]
+    cached = FrozenBatch(states[:, repeated], frames[repeated], targets, batch.ids)
+    return cached, seconds / int(lengths.sum())
+
 
 def seconds_of(action, device: torch.device) -> tuple:
-    """How long the second call of `action` takes, and its result. The first one warms up; on a CPU, where that is soon
-    done, one call of more than a second is enough."""
+    """The time of the second call of `action` in seconds, and its result.
+
+    The first call warms up. On a CPU one call of more than a second is enough.
+    """
     for _ in range(2):
         began = time.perf_counter()
         result = action()
@@ -35,77 +150,20 @@ def seconds_of(action, device: torch.device) -> tuple:
             break
     return seconds, result
 
+
 def memory_gigabytes() -> float:
-    """The most memory that this process has used."""
-    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    """The most memory that this process has used, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kB
+    return getrusage(RUSAGE_SELF).ru_maxrss * unit / 1e9
 
-@torch.no_grad()
-def encode(model: MultiTask, batch: Batch) -> tuple:
-    """The encoder's states and frames of the first utterances of a batch."""
-    return model.encoder(batch.waves[:FEW].to(model.layer_sum.weights.device), batch.lengths[:FEW])
 
-def dry_run(stages: list[list[Run]], args, setting: Setting) -> None:
-    """Print a row for each task in (a) and in (c) and one for MTL, then hours, disk and memory of all runs that are not
-    there yet."""
-    keep_memory()  # as in train.py
-    runs = [run for stage in stages for run in stage if not (run.folder(args) / "result.json").exists()]
-    names, device, corpora = dict.fromkeys(name for run in runs for name in run.tasks), torch.device(args.device), {}
-    for name in names:
-        corpora[name] = {split: read(name, split, configure(runs[0], args, setting))
-                         for split in ("train", "dev", "test")}
-    table = [["what", "utterances", "hours", "outputs", "batch", "ms/step", "encode h", "cache GB"]]
-    hours = weights_gb = 0.0
-    caches = {}  # what is on disk: GB
-    heard = {}  # task: seconds, and what the frozen encoder says about FEW utterances: the same in (a) and in (c)
-    alike = {}  # runs that cost the same: one task on a frozen encoder, in (a) or in (c), or several at once
-    for run in runs:
-        several = {"mtl": "all at once", "leave-one-out": "all at once", "control": "all, frozen"}
-        alike.setdefault(several.get(run.scenario, f"{run.tasks[0]}, {run.scenario}"), []).append(run)
-    for what, group in tqdm(alike.items(), "a step or two of each", unit="row"):
-        tasks = group[0].tasks
-        config = configure(group[0], args, setting) | {"encoder": setting.encoder}  # that of (c) is not there yet
-        model = build(config, {name: corpora[name]["train"].classes for name in tasks}, args.runs).to(device)
-        batches = Steps({name: Stream(corpora[name]["train"], config["batch"][name]) for name in tasks})[0]
-        audio = {name: sum(sum(corpus.lengths) for corpus in corpora[name].values()) for name in tasks}  # in samples
-
-        def step() -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16"):
-                loss = sum(model(batches).values())
-            loss.backward()  # Adam's share of a step is left out, and so are the looks at dev and test
-
-        encode_hours, cache_gb, each_step = 0.0, 0.0, False
-        for name in () if config["trains_encoder"] else tasks:
-            batch, pooled = batches[name], means_suffice(model.heads[name], True, config["augment"])
-            task_gb = cache_gigabytes(model.encoder, corpora[name]["train"], True, pooled)  # dev and test need less
-            if task_gb > setting.cache_gb:
-                each_step = True
-                continue
-            if name not in heard:
-                heard[name] = int(batch.lengths[:FEW].sum()), *seconds_of(lambda: encode(model, batch), device)
-            samples, seconds, (states, frames) = heard[name]
-            if pooled:  # as in features.py
-                states, frames = states.mean(2, keepdim=True), torch.ones_like(frames)
-            again = [k % len(frames) for k in range(len(batch.targets))]  # a whole batch, of the few
-            targets = [batch.targets[k] for k in again]
-            batches[name] = FrozenBatch(states[:, again], frames[again], targets, batch.ids)
-            cache_gb += task_gb
-            own = group[0].scenario == "transfer"  # (c) deletes its cache when it is done, (a) and control share theirs
-            cache = "of (c)" if own else (name, pooled)
-            if own or cache not in caches:
-                encode_hours += seconds * audio[name] / samples / 3600
-            caches[cache] = max(task_gb, caches.get(cache, 0.0))
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        weights_gb += len(group) * 3 * 4 * trained / 1e9  # with Adam's moments
-        per_step, _ = seconds_of(step, device)
-        utterances = sum(len(corpus.utterances) for name in tasks for corpus in corpora[name].values())
-        table.append([what, f"{utterances:,}", f"{sum(audio.values()) / SAMPLE_RATE / 3600:.1f}",
-                      str(corpora[tasks[0]]["train"].classes) if len(tasks) == 1 else "",
-                      str(sum(config["batch"].values())), f"{1000 * per_step:.1f}",
-                      "each step" if each_step else f"{encode_hours:.2f}", f"{cache_gb:.1f}"])
-        hours += sum(encode_hours + configure(run, args, setting)["steps"] * per_step / 3600 for run in group)
-    print_table(table)
-    gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU" if device.type == "cuda" else ""
-    time_needed = f"{hours:,.1f} hours" if hours > 2 else f"{60 * hours:.1f} minutes"
-    disk_gb = weights_gb + sum(caches.values())
-    print(f"\n{len(runs)} runs to make: about {time_needed} on this machine with one process ({device}, "
-          f"{args.precision}), {disk_gb:.1f} GB of disk, {memory_gigabytes():.1f} GB of memory{gpu}. No run was begun.")
+def print_total(runs: int, hours: float, jobs: int, disk_gb: float, setting: Setting,
+                options: Options) -> None:
+    """Print the cost of all runs together."""
+    gpu = ""
+    if options.device == "cuda":
+        gpu = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU"
+    needed = f"{hours:,.1f} hours" if hours > 2 else f"{60 * hours:.1f} minutes"
+    print(f"\n{runs} runs to make: about {needed} on this machine with {jobs} at a time "
+          f"({options.device}, {setting.precision}), {disk_gb:.1f} GB of disk, "
+          f"{memory_gigabytes():.1f} GB of memory{gpu}. No run was begun.")

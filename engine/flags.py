@@ -1,0 +1,99 @@
+"""Dataclass fields as command-line flags: one declaration gives default, range, help and check."""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import field, fields
+from typing import get_args
+
+
+def flag(default, group: str, text: str, least=None, above=None, most=None, choices=None):
+    """A dataclass field that is also a flag: its default, its group and text in --help, its range.
+
+    A number is at least `least`, greater than `above`, at most `most`; text is one of `choices`.
+    """
+    limits = {"least": least, "above": above, "most": most}
+    metadata = {"group": group, "text": text, "choices": choices, "limits": limits}
+    return field(default=default, metadata=metadata)
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type, settings: dict[str, object]) -> None:
+    """Add a flag for each `flag` field of a dataclass, in groups.
+
+    `settings` holds named instances of the dataclass, whose values --help shows as defaults. A flag
+    that is not given is None in the parsed arguments.
+    """
+    groups = {group.title: group for group in parser._action_groups}
+    for item in fields(kind):
+        if not item.metadata:
+            continue
+        title = item.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        defaults = {name: getattr(setting, item.name) for name, setting in settings.items()}
+        if len(defaults) == 1:
+            shown = f"default: {_shown(*defaults.values())}"
+        else:
+            shown = ", ".join(f"{name}: {_shown(value)}" for name, value in defaults.items())
+        _add(groups[title], item, f"{item.metadata['text']}{_range_text(item)} ({shown})")
+
+
+def _add(group, item, text: str) -> None:
+    """Add the flag of one field."""
+    name = "--" + item.name.replace("_", "-")
+    types = [part for part in (get_args(item.type) or (item.type,)) if part is not type(None)]
+    if types[0] is bool:
+        group.add_argument(name, action="store_true", default=None, help=text)
+    elif item.metadata["choices"]:
+        group.add_argument(name, choices=item.metadata["choices"], help=text)
+    elif types[0] in (int, float):
+        metavar = "N" if types[0] is int else "X"
+        kind = number(types[0], **item.metadata["limits"])
+        group.add_argument(name, type=kind, metavar=metavar, help=text)
+    else:
+        group.add_argument(name, type=types[0], metavar=types[0].__name__.upper(), help=text)
+
+
+def number(kind: type, least=None, above=None, most=None) -> Callable[[str], float]:
+    """A type for argparse: an int or a float within a range, never NaN or infinite."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            word = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text} is not {word}") from None
+        below = (least is not None and value < least) or (above is not None and value <= above)
+        if not math.isfinite(value) or below or (most is not None and value > most):
+            limits = limits_text(least, above, most)
+            raise argparse.ArgumentTypeError(f"{text} is out of range:{limits}")
+        return value
+
+    return parse
+
+
+def limits_text(least=None, above=None, most=None) -> str:
+    """A range in words, with a leading space; empty without limits."""
+    text = ""
+    if least is not None:
+        text = f" {least} or more"
+    elif above is not None:
+        text = f" more than {above}"
+    return text + (f", at most {most}" if most is not None else "")
+
+
+def _range_text(item) -> str:
+    """The range of a field for --help."""
+    text = limits_text(**item.metadata["limits"])
+    return f";{text}" if text else ""
+
+
+def _shown(value) -> str:
+    """A default in --help."""
+    return "the task's recipe" if value is None else str(value)
+
+
+def given(kind: type, args: argparse.Namespace) -> dict:
+    """{field: value} of the flags of a dataclass that the command line gives."""
+    names = [item.name for item in fields(kind) if item.metadata]
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
