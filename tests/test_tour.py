@@ -101,14 +101,14 @@ def test_tour_says_in_one_sentence_which_data_are_missing(tmp_path, monkeypatch,
 
 
 def test_a_label_takes_two_lines_at_most():
-    assert tour.in_lines("label", "down") == "label: down"
+    assert tour.caption("label", "down") == "label: down"
     assert (
-        tour.in_lines("head", ["change language", "Korean", "none"])
+        tour.caption("head", ["change language", "Korean", "none"])
         == "head: change language, Korean, none"
     )
-    assert tour.in_lines("label", 1) == "label: the same speaker"
-    assert tour.in_lines("head", 0.891) == "head: cosine 0.89"
-    lines = tour.in_lines("label", ["AH0"] * 40).splitlines()
+    assert tour.caption("label", 1) == "label: the same speaker"
+    assert tour.caption("head", 0.891) == "head: cosine 0.89"
+    lines = tour.caption("label", ["AH0"] * 40).splitlines()
     assert len(lines) == 2 and lines[1].endswith("…") and max(map(len, lines)) <= tour.COLUMNS
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from toy import synthesis as toy
+import toy
+from toy import synthesis, voice
 
 # s3prl's downstream/ctc/vocab/phoneme.txt, without SIL and SPN
 SUPERB_PHONES = set(
@@ -21,16 +22,23 @@ SUPERB_PHONES = set(
     UW0 UW1 UW2 V W Y Z ZH""".split()
 )
 KEYWORDS = set("yes no up down left right on off stop go".split())
-MAN = toy.Speaker(
-    pitch=0.0, melody=0.3, rate=0.5, level=0.0, breath=0.02, tilt=1.0, scale=[1.0] * 5
+MAN = voice.Speaker(
+    pitch=0.0,
+    pitch_range=0.3,
+    rate=0.5,
+    level=0.0,
+    breath=0.02,
+    tilt=1.0,
+    formant_scales=[1.0] * 5,
 )
-WOMAN = MAN._replace(pitch=8.0, scale=[1.2, 1.15, 1.18, 1.1, 1.1])
+WOMAN = MAN._replace(pitch=8.0, formant_scales=[1.2, 1.15, 1.18, 1.1, 1.1])
 
 
 @pytest.fixture(scope="module")
 def full():
     """(clips, texts) of the whole corpus, as planned, without sound."""
-    return toy.plan(seed=0)
+    plan = synthesis.plan_corpus(seed=0)
+    return plan.clips, plan.texts
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +52,11 @@ def small(tmp_path_factory):
 def middle_of(phone, word, speaker):
     """The samples of the middle half of a phone in a word."""
     start = 0
-    for name, _, frames in toy.timing(word, speaker, 1):
+    for name, _, frames in voice.timing(word, speaker, 1):
         if name == phone:
             break
         start += frames
-    return toy.speak(word, speaker, 1)[
+    return voice.speak(word, speaker, 1)[
         160 * (start + frames // 4) : 160 * (start + frames - frames // 4)
     ]
 
@@ -81,7 +89,7 @@ def formants_of(samples, order=18):
 def test_the_formants_of_a_vowel_are_where_the_table_and_the_speaker_put_them(phone, word, speaker):
     found = formants_of(middle_of(phone, word, speaker))
     for k in range(2):
-        wanted = toy.PHONES[phone][0, 1 + k] * speaker.scale[k]
+        wanted = voice.PHONEMES[phone][0, 1 + k] * speaker.formant_scales[k]
         assert min(abs(found - wanted)) < max(0.1 * wanted, 70), (
             f"F{k + 1}: {wanted:.0f} Hz, found {found.round()}"
         )
@@ -89,7 +97,7 @@ def test_the_formants_of_a_vowel_are_where_the_table_and_the_speaker_put_them(ph
 
 def test_the_pitch_is_the_speakers():
     for pitch in (0.0, 12.0):
-        samples = middle_of("AA1", "stop", MAN._replace(pitch=pitch, melody=0.0))
+        samples = middle_of("AA1", "stop", MAN._replace(pitch=pitch, pitch_range=0.0))
         r = np.correlate(samples, samples, "full")[len(samples) - 1 :]
         period = 40 + np.argmax(r[40:250])
         assert (
@@ -102,8 +110,8 @@ def test_emotions_differ_in_energy_and_pitch_and_rate():
         rng = np.random.default_rng(0)
         levels, seconds = [], []
         for seed in range(30):
-            samples = toy.speak(
-                "the old dog saw a fish", toy.feel(toy.random_speaker(rng), emotion), seed
+            samples = voice.speak(
+                "the old dog saw a fish", voice.with_emotion(voice.random_speaker(rng), emotion), seed
             )
             levels.append(10 * np.log10(np.mean(samples**2)))
             seconds.append(len(samples) / 16000)
@@ -114,13 +122,13 @@ def test_emotions_differ_in_energy_and_pitch_and_rate():
     )
     assert sad + 3 < neutral < neutral + 1 < happy and neutral + 4 < angry
     assert quick < slow < slowest
-    pitch = {name: toy.feel(MAN, name).pitch for name in toy.EMOTIONS}
+    pitch = {name: voice.with_emotion(MAN, name).pitch for name in voice.EMOTIONS}
     assert pitch["sad"] < pitch["neu"] < pitch["ang"] < pitch["hap"]
 
 
 def test_timing_tells_where_the_words_are():
     words = "stop , go"
-    samples, parts = toy.speak(words, MAN, 3), toy.timing(words, MAN, 3)
+    samples, parts = voice.speak(words, MAN, 3), voice.timing(words, MAN, 3)
     assert [
         phone for phone, *_ in parts if phone != "sil"
     ] == "S S T T AA1 P P G G OW1 OW1".split()[1:]
@@ -135,26 +143,27 @@ def test_timing_tells_where_the_words_are():
 
 def test_a_room_adds_noise_at_its_signal_to_noise_ratio():
     for snr in (15, 30):
-        samples = toy.render(toy.Clip("", (), (6.0, snr, 0.7, 0.0), 0, 2.0))
+        room = voice.Room(gain=6.0, snr=snr, noise_slope=0.7, channel_slope=0.0)
+        samples = voice.render(voice.Clip("", (), room, 0, 2.0))
         assert len(samples) == 32000 and samples.dtype == np.float32
         assert abs(20 * np.log10(samples.std() / 0.025) - 6 + snr) < 0.3
 
 
 def test_unlabelled_speech_is_long_enough_and_repeatable():
-    waves = toy.unlabelled(20, seed=3)
+    waves = synthesis.unlabelled(20, seed=3)
     assert 20 * 16000 <= sum(map(len, waves)) < 26 * 16000
     assert all(x.dtype == np.float32 and abs(x).max() <= 1 for x in waves)
-    assert all(np.array_equal(a, b) for a, b in zip(waves, toy.unlabelled(20, seed=3)))
-    assert not np.array_equal(waves[0][:4000], toy.unlabelled(1, seed=4)[0][:4000])
+    assert all(np.array_equal(a, b) for a, b in zip(waves, synthesis.unlabelled(20, seed=3)))
+    assert not np.array_equal(waves[0][:4000], synthesis.unlabelled(1, seed=4)[0][:4000])
 
 
 def test_every_word_has_a_pronunciation_in_superbs_phones():
-    assert set(chain(*toy.LEXICON.values())) <= SUPERB_PHONES <= set(toy.PHONES)
-    assert len(set(chain(*toy.LEXICON.values()))) >= 50
-    tokens = set(chain(*chain(*toy.GRAMMAR.values())))
-    assert {token for token in tokens if token[0] != "<"} <= set(toy.LEXICON) | {","}
-    assert {token[1:-1] for token in tokens if token[0] == "<"} <= set(toy.GRAMMAR)
-    pronunciations = Counter(map(tuple, toy.LEXICON.values()))
+    assert set(chain(*voice.LEXICON.values())) <= SUPERB_PHONES <= set(voice.PHONEMES)
+    assert len(set(chain(*voice.LEXICON.values()))) >= 50
+    tokens = set(chain(*chain(*synthesis.GRAMMAR.values())))
+    assert {token for token in tokens if token[0] != "<"} <= set(voice.LEXICON) | {","}
+    assert {token[1:-1] for token in tokens if token[0] == "<"} <= set(synthesis.GRAMMAR)
+    pronunciations = Counter(map(tuple, voice.LEXICON.values()))
     assert max(pronunciations.values()) == 1  # no two words sound alike
 
 
@@ -221,7 +230,7 @@ def test_no_snips_sentence_is_said_twice_and_every_slot_is_in_every_split(full):
         name, said = line.split("\t")[0].split(" ", 1)
         slots = line.split("\t")[1].split()
         assert said.startswith("BOS ") and said.endswith(" EOS") and len(said.split()) == len(slots)
-        assert set(slots[:-1]) <= set(texts["SNIPS/slots.txt"]) and slots[-1] in toy.INTENTS
+        assert set(slots[:-1]) <= set(texts["SNIPS/slots.txt"]) and slots[-1] in synthesis.INTENTS
         sentences[said] += 1
         labels[name.split("-")[2]] |= set(slots[:-1])
     assert max(sentences.values()) == 1
@@ -265,8 +274,8 @@ def test_no_voice_is_in_two_splits(full):
             "VoxCeleb1": path[:13],
             "fluent_speech_commands_dataset": tables.get(path),
         }
-        for _, speaker, _ in clip.voices:
-            splits[tuple(speaker.scale)].add((dataset, split.get(dataset)))
+        for _, speaker, _ in clip.lines:
+            splits[tuple(speaker.formant_scales)].add((dataset, split.get(dataset)))
     assert len(splits) > 1000 and all(len(found) == 1 for found in splits.values())
 
 
@@ -294,7 +303,7 @@ def test_every_intent_occurs_in_training(full):
 
 def test_vox_clips_are_longer_than_asv_wants(full):
     seconds = [
-        sum(frames for *_, frames in toy.timing(*clip.voices[0])) / 100
+        sum(frames for *_, frames in voice.timing(*clip.lines[0])) / 100
         for clip in full[0]
         if clip.path.startswith("VoxCeleb1/dev")
     ]
@@ -348,7 +357,8 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(small, tmp_
     files = [path.relative_to(small) for path in small.rglob("*") if path.is_file()]
     assert len(files) == sum(path.is_file() for path in (tmp_path / "again").rglob("*")) > 300
     assert filecmp.cmpfiles(small, tmp_path / "again", files, shallow=False)[0] == files
-    assert toy.plan(0, 0.02) != toy.plan(1, 0.02)
+    one, other = synthesis.plan_corpus(0, 0.02), synthesis.plan_corpus(1, 0.02)
+    assert (one.clips, one.texts) != (other.clips, other.texts)
     assert [path.name for path in tmp_path.iterdir()] == [
         "again"
     ]  # nothing unfinished is left beside it

@@ -7,6 +7,7 @@ function named after a corpus plans its recordings and text files; `write_corpus
 recordings with the voice of voice.py. The sentences come from the grammars in toy.ini.
 """
 import argparse
+import io
 import os
 import shutil
 import tempfile
@@ -352,11 +353,11 @@ def write_corpus(root, seed: int = 0, scale: float = 1.0) -> None:
 
 
 def _check_free(root: Path) -> None:
-    """FileExistsError if there is something at `root`."""
-    if root.is_dir() and not any(root.iterdir()):
-        return
-    if root.exists():
+    """FileExistsError if there is anything but an empty folder at `root`."""
+    if root.is_dir() and any(root.iterdir()):
         raise FileExistsError(f"{root} is not empty: remove it, or choose another folder")
+    if root.exists() and not root.is_dir():
+        raise FileExistsError(f"{root} is not a folder: remove it, or choose another folder")
 
 
 def is_written(plan: Plan, root: Path) -> bool:
@@ -385,7 +386,7 @@ def _write(plan: Plan, root: Path) -> None:
             for _ in tqdm(done, "toy corpus", len(plan.clips), unit="clip"):
                 pass
         partial.rename(root)
-    except (OSError, soundfile.SoundFileError, BrokenProcessPool) as error:
+    except (OSError, BrokenProcessPool) as error:
         raise _cannot_write(root, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -402,9 +403,7 @@ def check_writable(path: Path) -> None:
 
 def _cannot_write(path: Path, error: Exception) -> OSError:
     """The error for the user."""
-    reason = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        reason = f"{error.filename}: {error.strerror}"
+    reason = getattr(error, "strerror", None) or str(error)
     return OSError(f"cannot write {path} ({reason}); make room or choose another place")
 
 
@@ -412,7 +411,10 @@ def _write_clip(folder: Path, clip: Clip) -> None:
     """Render a clip and write it as 16-bit audio."""
     path = folder / clip.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.round(render(clip) * 32767).astype(np.int16), SAMPLE_RATE)
+    samples = np.round(render(clip) * 32767).astype(np.int16)
+    encoded = io.BytesIO()      # soundfile itself cannot say that a disk is full
+    soundfile.write(encoded, samples, SAMPLE_RATE, format=path.suffix[1:])
+    path.write_bytes(encoded.getvalue())
 
 
 def _follow_parent() -> None:
