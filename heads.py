@@ -128,8 +128,8 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
     labels = to_device_of(logits, pad_sequence(labels, batch_first=True))  # (B, S)
     log_probs = logits.log_softmax(-1)
     if logits.is_cuda:
-        # There our loop over frames would launch thousands of small kernels. PyTorch has the whole
-        # loop in one kernel, and its loss is the same.
+        # On a GPU our loop over frames would launch thousands of small kernels. PyTorch's own CTC
+        # runs the loop inside one kernel, and its loss is the same.
         log_probs = log_probs.transpose(0, 1)  # (T, B, C)
         return F.ctc_loss(log_probs, labels, frames, lengths, zero_infinity=True)
     return CTC.apply(log_probs, frames, labels, lengths).mean()
@@ -139,20 +139,20 @@ class CTC(torch.autograd.Function):
     """-log p(target) / S of each utterance and its gradient (Graves et al. 2006, Section 4).
 
     The target a b becomes the N = 2 S + 1 states _ a _ b _. State n has the token k(n).
-        alpha_t(n)  probability of all ways through frames 0 to t that end in state n
-        beta_t(n)   probability of all ways through frames t to T - 1 that begin in state n
-    alpha are the forward variables, beta the backward variables. Both contain the factor p_t(k(n)).
-    Each alignment is in exactly one state at frame t. So for any frame t
+        forward variable   alpha_t(n) = probability of all ways in frames 0..t that end in state n
+        backward variable  beta_t(n)  = probability of all ways in frames t..T-1 that start there
+    Both contain p_t(k(n)), so their product contains it twice. Each alignment is in exactly one
+    state at frame t. So for every frame t
         p(target) = sum over n of alpha_t(n) beta_t(n) / p_t(k(n))
-    The alignments that have token k at frame t contribute the following share of p(target):
+    The alignments with token k at frame t have the following share in p(target):
         posterior_t(k) = sum over n with k(n) = k of alpha_t(n) beta_t(n) / p_t(k) / p(target)
-    Exactly these alignments have the factor p_t(k), so
+    They are the ones that have the factor p_t(k), so
         d log p(target) / d log p_t(k) = posterior_t(k)
     The backward pass of log_softmax makes the gradient of the logits from it:
         d -log p(target) / d logit_t(k) = p_t(k) - posterior_t(k)
     This is the predicted minus the posterior probability.
 
-    Autograd could differentiate the loop over frames instead, but it would take much longer.
+    Autograd through the loop over frames would give the same gradient, but would be slow.
     """
 
     @staticmethod
