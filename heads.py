@@ -126,13 +126,12 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
     lengths = torch.tensor([len(ids) for ids in targets])
     labels = [torch.tensor(ids, dtype=torch.long) for ids in targets]
     labels = to_device_of(logits, pad_sequence(labels, batch_first=True))  # (B, S)
-    log_probs = logits.log_softmax(-1)
     if logits.is_cuda:
         # On a GPU our loop over frames would launch thousands of small kernels. PyTorch's own CTC
         # runs the loop inside one kernel, and its loss is the same.
-        log_probs = log_probs.transpose(0, 1)  # (T, B, C)
+        log_probs = logits.log_softmax(-1).transpose(0, 1)  # (T, B, C)
         return F.ctc_loss(log_probs, labels, frames, lengths, zero_infinity=True)
-    return CTC.apply(log_probs, frames, labels, lengths).mean()
+    return CTC.apply(logits, frames, labels, lengths).mean()
 
 
 class CTC(torch.autograd.Function):
@@ -148,7 +147,7 @@ class CTC(torch.autograd.Function):
         posterior_t(k) = sum over n with k(n) = k of alpha_t(n) beta_t(n) / p_t(k) / p(target)
     They are the ones that have the factor p_t(k), so
         d log p(target) / d log p_t(k) = posterior_t(k)
-    The backward pass of log_softmax makes the gradient of the logits from it:
+    With respect to the logits, from which the softmax computes p_t, this becomes
         d -log p(target) / d logit_t(k) = p_t(k) - posterior_t(k)
     This is the predicted minus the posterior probability.
 
@@ -156,8 +155,9 @@ class CTC(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, log_probs: Tensor, frames: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-        """log_probs (B, T, C), frames (B,), labels (B, S), lengths (B,) -> losses (B,)."""
+    def forward(ctx, logits: Tensor, frames: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+        """logits (B, T, C), frames (B,), labels (B, S), lengths (B,) -> losses (B,)."""
+        log_probs = logits.log_softmax(-1)
         B, S = labels.shape
         states = labels.new_zeros(B, 2 * S + 1)  # all blank, then _ a _ b _
         states[:, 1::2] = labels
@@ -168,14 +168,17 @@ class CTC(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of log_probs, (B, T, C): -grad_output * posterior / S."""
+        """The gradient of the logits: grad_output * (softmax - posterior) / S, (B, T, C)."""
         log_probs, states, through, lengths = ctx.saved_tensors
         share = through.softmax(-1)  # of p(target), (B, T, N)
-        share = share.nan_to_num(0)  # NaN in padding and where no alignment exists
+        share = share.nan_to_num(0)  # NaN where there is no alignment
         tokens = states[:, None].expand_as(share)  # k(n)
         posterior = torch.zeros_like(log_probs).scatter_add(2, tokens, share)  # (B, T, C)
-        scale = grad_output / lengths.clamp(min=1)
-        return -scale[:, None, None] * posterior, None, None, None
+        softmax = log_probs.exp()
+        scale = (grad_output / lengths.clamp(min=1))[:, None, None]
+        gradient = scale * (softmax - posterior)
+        no_alignment = share.sum(2, keepdim=True) == 0  # padding, or a target that does not fit
+        return gradient.masked_fill(no_alignment, 0), None, None, None
 
 
 def _alignments_through(log_probs: Tensor, states: Tensor, frames: Tensor, sizes: Tensor) -> Tensor:
