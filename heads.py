@@ -126,38 +126,38 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
     lengths = torch.tensor([len(ids) for ids in targets])
     labels = [torch.tensor(ids, dtype=torch.long) for ids in targets]
     labels = to_device_of(logits, pad_sequence(labels, batch_first=True))  # (B, S)
-    log_probs = logits.log_softmax(-1)
     if logits.is_cuda:
-        # There our loop over frames would launch thousands of small kernels. PyTorch has the whole
-        # loop in one kernel, and its loss is the same.
-        log_probs = log_probs.transpose(0, 1)  # (T, B, C)
+        # On a GPU our loop over frames would launch thousands of small kernels. PyTorch's own CTC
+        # runs the loop inside one kernel, and its loss is the same.
+        log_probs = logits.log_softmax(-1).transpose(0, 1)  # (T, B, C)
         return F.ctc_loss(log_probs, labels, frames, lengths, zero_infinity=True)
-    return CTC.apply(log_probs, frames, labels, lengths).mean()
+    return CTC.apply(logits, frames, labels, lengths).mean()
 
 
 class CTC(torch.autograd.Function):
     """-log p(target) / S of each utterance and its gradient (Graves et al. 2006, Section 4).
 
     The target a b becomes the N = 2 S + 1 states _ a _ b _. State n has the token k(n).
-        alpha_t(n)  probability of all ways through frames 0 to t that end in state n
-        beta_t(n)   probability of all ways through frames t to T - 1 that begin in state n
-    alpha are the forward variables, beta the backward variables. Both contain the factor p_t(k(n)).
-    Each alignment is in exactly one state at frame t. So for any frame t
+        forward variable   alpha_t(n) = probability of all ways in frames 0..t that end in state n
+        backward variable  beta_t(n)  = probability of all ways in frames t..T-1 that start there
+    Both contain p_t(k(n)), so their product contains it twice. Each alignment is in exactly one
+    state at frame t. So for every frame t
         p(target) = sum over n of alpha_t(n) beta_t(n) / p_t(k(n))
-    The alignments that have token k at frame t contribute the following share of p(target):
+    The alignments with token k at frame t have the following share in p(target):
         posterior_t(k) = sum over n with k(n) = k of alpha_t(n) beta_t(n) / p_t(k) / p(target)
-    Exactly these alignments have the factor p_t(k), so
+    They are the ones that have the factor p_t(k), so
         d log p(target) / d log p_t(k) = posterior_t(k)
-    The backward pass of log_softmax makes the gradient of the logits from it:
+    With respect to the logits, from which the softmax computes p_t, this becomes
         d -log p(target) / d logit_t(k) = p_t(k) - posterior_t(k)
     This is the predicted minus the posterior probability.
 
-    Autograd could differentiate the loop over frames instead, but it would take much longer.
+    Autograd through the loop over frames would give the same gradient, but would be slow.
     """
 
     @staticmethod
-    def forward(ctx, log_probs: Tensor, frames: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-        """log_probs (B, T, C), frames (B,), labels (B, S), lengths (B,) -> losses (B,)."""
+    def forward(ctx, logits: Tensor, frames: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+        """logits (B, T, C), frames (B,), labels (B, S), lengths (B,) -> losses (B,)."""
+        log_probs = logits.log_softmax(-1)
         B, S = labels.shape
         states = labels.new_zeros(B, 2 * S + 1)  # all blank, then _ a _ b _
         states[:, 1::2] = labels
@@ -168,14 +168,17 @@ class CTC(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of log_probs, (B, T, C): -grad_output * posterior / S."""
+        """The gradient of the logits: grad_output * (softmax - posterior) / S, (B, T, C)."""
         log_probs, states, through, lengths = ctx.saved_tensors
         share = through.softmax(-1)  # of p(target), (B, T, N)
-        share = share.nan_to_num(0)  # NaN in padding and where no alignment exists
+        share = share.nan_to_num(0)  # NaN where there is no alignment
         tokens = states[:, None].expand_as(share)  # k(n)
         posterior = torch.zeros_like(log_probs).scatter_add(2, tokens, share)  # (B, T, C)
-        scale = grad_output / lengths.clamp(min=1)
-        return -scale[:, None, None] * posterior, None, None, None
+        softmax = log_probs.exp()
+        scale = (grad_output / lengths.clamp(min=1))[:, None, None]
+        gradient = scale * (softmax - posterior)
+        no_alignment = share.sum(2, keepdim=True) == 0  # padding, or a target that does not fit
+        return gradient.masked_fill(no_alignment, 0), None, None, None
 
 
 def _alignments_through(log_probs: Tensor, states: Tensor, frames: Tensor, sizes: Tensor) -> Tensor:

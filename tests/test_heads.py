@@ -155,7 +155,10 @@ def test_flags_tell_the_loop_what_it_may_do():
 
 
 def fill(linear, scale):
-    """The worked vectors' weights: W.flat[i] = ((i mod 7) - 3) 0.1 s, b[i] = ((i mod 5) - 2) 0.01 s."""
+    """The weights of the worked vectors, for a scale s.
+
+    W.flat[i] = ((i mod 7) - 3) 0.1 s, b[i] = ((i mod 5) - 2) 0.01 s.
+    """
     i, j = torch.arange(linear.weight.numel()), torch.arange(linear.bias.numel())
     linear.weight.data = ((i % 7 - 3) * 0.1 * scale).view_as(linear.weight)
     linear.bias.data = (j % 5 - 2) * 0.01 * scale
@@ -242,6 +245,30 @@ def test_ctc_is_the_sum_over_all_alignments_that_read_as_the_target(T, C, target
     loss = ctc_loss(logits, torch.tensor([T]), [target])
     close(loss, expected)
     close(*(torch.autograd.grad(x, logits)[0] for x in (loss, expected)))
+
+
+def test_the_gradient_of_ctc_is_softmax_minus_posterior_and_zero_in_padding():
+    torch.manual_seed(0)
+    (T, C), target = (5, 4), [3, 1, 3]
+    logits = torch.randn(2, T + 2, C, dtype=torch.double, requires_grad=True)
+    softmax = logits[0].softmax(-1)
+    posterior = torch.zeros(T, C, dtype=torch.double)
+    for alignment in product(range(C), repeat=T):
+        if read(alignment) == target:
+            posterior[range(T), alignment] += softmax[range(T), alignment].prod().detach()
+    posterior /= posterior.sum(1, keepdim=True)
+    loss = ctc_loss(logits, torch.tensor([T, 2]), [target, target])  # does not fit into 2 frames
+    (gradient,) = torch.autograd.grad(7 * loss, logits)
+    expected = 7 * (softmax[:T] - posterior) / len(target) / 2  # a mean over two utterances
+    close(gradient[0, :T], expected.detach(), rtol=1e-9, atol=1e-12)
+    assert not gradient[0, T:].any() and not gradient[1].any()
+
+
+def test_the_gradient_of_ctc_is_its_derivative():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 7, 5, dtype=torch.double, requires_grad=True)
+    frames, targets = torch.tensor([7, 4, 1]), [[1, 1, 2], [], [4]]
+    assert torch.autograd.gradcheck(lambda x: ctc_loss(x, frames, targets), logits)
 
 
 @pytest.mark.parametrize("T, B, C, S", [(75, 6, 32, 20), (200, 3, 74, 60)])
