@@ -251,7 +251,7 @@ def rewrite(path, text):
 
 @pytest.fixture
 def runs(tmp_path):
-    """200 utterances. Without ER: one more error in each. Without KS: 3 more in 105, 3 fewer in 95."""
+    """200 utterances. Without ER: one more error in each; without KS: 3 more or 3 fewer."""
     runs = tmp_path / "runs"
     write(runs, "mtl-all", "ASR", wer=[(5, 10)] * 200)
     write(runs, "leave-one-out-ER", "ASR", wer=[(6, 10)] * 200)

@@ -194,7 +194,7 @@ def test_a_flipped_byte_in_the_cache_is_noticed_and_mended(ssl_run, run_train, c
     "flag",
     """--steps 0; --lr 0; --lr nan; --ssl-steps -4; --mtl-warmup -2; --time-mask-width -4;
     --feature-grad-mult -1; --jobs -3; --seed -1; --mtl-lr inf; --cache-gb -1; --workers -1;
-    --ssl-batch 0; --save-every 0; --evaluate-every 0; --transfer-lr -1e-3; --mtl-steps 1.5""".split(
+    --ssl-batch 0; --save-every 0; --evaluate-every 0; --mtl-steps 1.5""".split(
         ";"
     ),
 )
