@@ -370,8 +370,8 @@ def draw_panel(axes: Axes, changes: list[Change]) -> None:
         if change.low is not None:
             axes.plot([sign * change.low, sign * change.high], [row, row], color=colour,
                       linewidth=0.9 if hollow else 2, solid_capstyle="butt")
-        axes.plot(sign * change.percent, row, "o", markersize=5, color="white" if hollow else colour,
-                  markeredgecolor=colour, zorder=3)
+        axes.plot(sign * change.percent, row, "o", markersize=5, markeredgecolor=colour,
+                  color="white" if hollow else colour, zorder=3)
     axes.axvline(0, color=DARK, linewidth=0.8, zorder=1)
     for width in WIDTHS:
         axes.axvline(width.smallest, color="grey", linewidth=0.8, linestyle=":", zorder=1)
