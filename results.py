@@ -168,7 +168,10 @@ def interval(runs: list[Result], task: str, metric: str) -> tuple[float, float]:
             raise RunError(f"{runs[0].path} and {run.path} were tested on different utterances")
         seeds.append(pairs)
     ids = sorted(seeds[0])
-    _, low, high = bootstrap([[pairs[name] for name in ids] for pairs in seeds], reduce)
+    try:
+        _, low, high = bootstrap([[pairs[name] for name in ids] for pairs in seeds], reduce)
+    except ValueError as error:  # nothing to score, or a score that is not a number
+        raise RunError(f"{runs[0].path}: {task} {metric}: {error}") from error
     return 100 * low, 100 * high
 
 
