@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from io import StringIO
@@ -20,7 +21,7 @@ STOPS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```\n", PAGE.read_text
 
 @pytest.fixture(scope="module")
 def printed(root, tmp_path_factory) -> tuple[list[str], dict]:
-    """What the blocks of the page print on a corpus of a few utterances, and the names that they leave."""
+    """What the blocks of the page print on a small corpus, and the names that they leave."""
     names, texts = {}, []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("tour"))  # the readers keep a cache where they run
@@ -98,6 +99,21 @@ def test_tour_says_in_one_sentence_which_data_are_missing(tmp_path, monkeypatch,
     with pytest.raises(SystemExit, match="2"):
         tour.main()
     assert re.fullmatch(r"error: .*nothing called .*\n", capsys.readouterr().err)
+
+
+def test_tour_starts_as_a_module():
+    command = [sys.executable, "-m", "tools.tour", "--help"]
+    shown = subprocess.run(command, cwd=PAGE.parent, capture_output=True, text=True)
+    assert shown.returncode == 0 and "tasks.png" in shown.stdout and shown.stderr == ""
+
+
+def test_tour_says_in_one_sentence_where_it_cannot_write(root, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "figures"
+    monkeypatch.setattr(sys, "argv", ["tour.py", "--data", str(root), "--out", str(out)])
+    with pytest.raises(SystemExit, match="2"):
+        tour.main()
+    assert re.fullmatch(r"error: cannot write .*tasks.png \(.*\n", capsys.readouterr().err)
 
 
 def test_a_label_takes_two_lines_at_most():
