@@ -250,8 +250,8 @@ def eer(pairs, weights=None):
         raise ValueError(f"EER needs labels 0 and 1: got {sorted(set(labels.tolist()))}")
     order = np.argsort(-scores)  # sorted once, for all resamples
     labels, scores = labels[order], scores[order]
-    # A threshold accepts all trials with the same score together: find the last one of each score.
-    last = np.flatnonzero(np.append(scores[:-1] != scores[1:], True))
+    # A threshold accepts all trials with the same score together: mark the last one of each score.
+    last = np.append(scores[:-1] != scores[1:], True)
     if weights is None:
         return _crossing(*_error_curves(labels, last, np.ones(len(labels))))
     return np.array([_crossing(*_error_curves(labels, last, drawn[order])) for drawn in weights])
@@ -260,9 +260,8 @@ def eer(pairs, weights=None):
 def _error_curves(labels, last, drawn) -> tuple[np.ndarray, np.ndarray]:
     """False acceptance and false rejection rates while the threshold falls from infinity.
 
-    `labels` (n,) and `drawn` (n,), how often each trial counts, are in the order of falling scores;
-    `last` holds the index of the last trial that each threshold accepts. A rate without trials is
-    NaN.
+    All arguments are (n,), in the order of falling scores. `drawn`: how often each trial counts.
+    `last`: is this the last trial that a threshold accepts? A rate without trials is NaN.
     """
     accepted_same = np.append(0, np.cumsum(drawn * labels)[last])
     accepted_different = np.append(0, np.cumsum(drawn * (1 - labels))[last])
@@ -347,7 +346,7 @@ def _as_runs(pairs) -> np.ndarray:
 
 def _draw_utterances(count: int, samples: int, rng: np.random.Generator) -> np.ndarray:
     """How often each of S resamples draws each of n utterances, with replacement: (S, n)."""
-    drawn = np.empty((samples, count), np.int32)
+    drawn = np.empty((samples, count), np.int16)  # 75 MB for the 37,720 trials of VoxCeleb1
     for resample in range(samples):
         drawn[resample] = np.bincount(rng.integers(count, size=count), minlength=count)
     return drawn
