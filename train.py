@@ -19,7 +19,7 @@ import argparse
 import shlex
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -50,6 +50,9 @@ from scenarios import (Inputs, Run, RunConfig, Setting, build_model, in_stages,
                        load_run_encoder, make_config, scenario_runs, with_prerequisites)
 from tasks import TASKS, constant_scores, read_corpus, summarise
 from weighting import pcgrad_backward, uncertainty_total
+
+
+AFTER_STOP = "; the same command continues from the last checkpoint"
 
 
 def lr_scale(step: int, warmup: int | None, steps: int) -> float:
@@ -317,7 +320,7 @@ def make_run(run: Run, configs: dict[Run, RunConfig], options: Options,
 
     `alone`: in a process of its own, which says nothing but its errors.
     """
-    with friendly_errors(options.debug) if alone else nullcontext():
+    with friendly_errors(options.debug, AFTER_STOP) if alone else nullcontext():
         with locked(options.runs / run.name / "run") if world_size() == 1 else nullcontext():
             train(run, configs[run], options, quiet=alone)
 
@@ -328,7 +331,8 @@ def make_requested(args: argparse.Namespace, setting: Setting, options: Options)
         options.runs.mkdir(parents=True, exist_ok=True)
     if options.data == TOY and not options.data.exists() and rank() == 0:
         say(f"making the toy corpus in {TOY} (once)")
-        toy.write_corpus(options.data)
+        with suppress(FileExistsError):  # another command made it meanwhile
+            toy.write_corpus(options.data)
     wait_for_all()
     tasks = args.task or args.tasks
     runs = [run for seed, fold in product(args.seed, args.fold)
@@ -358,7 +362,7 @@ def make_requested(args: argparse.Namespace, setting: Setting, options: Options)
 
 def main() -> None:
     args, setting, options = parse_arguments(__doc__)
-    with friendly_errors(options.debug):
+    with friendly_errors(options.debug, AFTER_STOP):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         read_corpus.cache_clear()

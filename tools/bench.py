@@ -149,7 +149,7 @@ def noise_corpus(bench: Bench) -> Corpus:
         path = f"{bench.folder}/{samples}.flac"
         soundfile.write(path, torch.randn(samples).numpy() / 10, SAMPLE_RATE)
         utterances.append(Utterance(str(samples), path, (0, 0, 0), [], samples))
-    return Corpus("IC", utterances, (6, 14, 4), list)
+    return Corpus("IC", utterances, [list(range(6)), list(range(14)), list(range(4))])
 
 
 def reading(bench: Bench, corpus: Corpus) -> dict:

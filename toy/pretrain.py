@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 from engine.launch import friendly_errors
 from engine.runs import RunError, save
-from model import TINY
+from model import NO_NORMALIZATION, TINY
 from toy.synthesis import check_writable, unlabelled
 
 CLUSTERS = 64
@@ -98,8 +98,9 @@ def build_model() -> nn.Module:
     """torchaudio's HuBERT for pretraining, with the size of TINY and random weights."""
     import torchaudio
 
+    sizes = {key: value for key, value in TINY.items() if key not in NO_NORMALIZATION}
     return torchaudio.models.hubert_pretrain_model(
-        **TINY, num_classes=CLUSTERS, final_dim=64, feature_grad_mult=None, skip_masked=False,
+        **sizes, num_classes=CLUSTERS, final_dim=64, feature_grad_mult=None, skip_masked=False,
         skip_nomask=True, mask_prob=0.65, mask_length=8, mask_selection="static", mask_other=0.0,
         mask_min_space=1, no_mask_overlap=False, mask_channel_prob=0.0, mask_channel_length=10,
         mask_channel_selection="static", mask_channel_other=0.0, mask_channel_min_space=1,
