@@ -242,26 +242,57 @@ def eer(pairs, weights=None):
     pairs = np.asarray(pairs, float)
     if pairs.ndim > 2:
         return np.array([eer(run, weights) for run in pairs])
+    labels, _, order, last = _by_falling_score(pairs)  # sorted once, for all resamples
+    if weights is None:
+        return _height_at_crossing(*_error_curves(labels, last, np.ones(len(labels))))
+    values = []
+    for drawn in weights:
+        values.append(_height_at_crossing(*_error_curves(labels, last, drawn[order])))
+    return np.array(values)
+
+
+def eer_threshold(labels, scores) -> float:
+    """The score at which the two error rates of `equal_error_rate` are equal.
+
+    A pair of recordings with this score or more counts as one speaker. Between two scores of trials
+    it is interpolated linearly, as the error rates are. If the rates cross before the highest
+    score, where the threshold falls from infinity, it is the highest score. Raises ValueError as
+    `equal_error_rate` does.
+    >>> eer_threshold([1, 1, 0, 0], [0.9, 0.5, 0.5, 0.2])  # half way from 0.9 to the tie at 0.5
+    0.7
+    """
+    labels, scores, _, last = _by_falling_score(np.stack([labels, scores], -1).astype(float))
+    before, after, way = _crossing(*_error_curves(labels, last, np.ones(len(labels))))
+    thresholds = scores[last]  # of point 1 and later; the threshold of point 0 is infinite
+    if before == 0:
+        return float(thresholds[0])
+    return float(thresholds[before - 1] + way * (thresholds[after - 1] - thresholds[before - 1]))
+
+
+def _by_falling_score(pairs) -> tuple[np.ndarray, ...]:
+    """(labels, scores, order, last) of pairs (label, score) (n, 2), sorted by falling score.
+
+    `order` sorts the trials. A threshold accepts all trials with the same score together, and
+    `last` holds the index of the last one of each score. Raises ValueError for NaN or one label.
+    """
     labels, scores = pairs.reshape(-1, 2).T
     if missing := int(np.isnan(scores).sum()):
         which = "is not a number" if missing == 1 else "are not numbers"
         raise ValueError(f"{missing} of {len(scores)} scores {which}")
     if set(labels.tolist()) != {0, 1}:
         raise ValueError(f"EER needs labels 0 and 1: got {sorted(set(labels.tolist()))}")
-    order = np.argsort(-scores)  # sorted once, for all resamples
+    order = np.argsort(-scores)
     labels, scores = labels[order], scores[order]
-    # A threshold accepts all trials with the same score together: mark the last one of each score.
-    last = np.append(scores[:-1] != scores[1:], True)
-    if weights is None:
-        return _crossing(*_error_curves(labels, last, np.ones(len(labels))))
-    return np.array([_crossing(*_error_curves(labels, last, drawn[order])) for drawn in weights])
+    last = np.flatnonzero(np.append(scores[:-1] != scores[1:], True))
+    return labels, scores, order, last
 
 
 def _error_curves(labels, last, drawn) -> tuple[np.ndarray, np.ndarray]:
     """False acceptance and false rejection rates while the threshold falls from infinity.
 
-    All arguments are (n,), in the order of falling scores. `drawn`: how often each trial counts.
-    `last`: is this the last trial that a threshold accepts? A rate without trials is NaN.
+    `labels` (n,) and `drawn` (n,), how often each trial counts, are in the order of falling scores;
+    `last` holds the index of the last trial that each threshold accepts. A rate without trials is
+    NaN.
     """
     accepted_same = np.append(0, np.cumsum(drawn * labels)[last])
     accepted_different = np.append(0, np.cumsum(drawn * (1 - labels))[last])
@@ -271,12 +302,20 @@ def _error_curves(labels, last, drawn) -> tuple[np.ndarray, np.ndarray]:
     return accepted_different / different, (same - accepted_same) / same
 
 
-def _crossing(rising, falling) -> float:
-    """The height at which two curves cross, one from 0 up to 1, the other from 1 down to 0."""
+def _crossing(rising, falling) -> tuple[int, int, float]:
+    """Where two curves cross, one from 0 up to 1, the other from 1 down to 0: (before, after, way).
+
+    The crossing lies between these two points, at a fraction `way` of the distance.
+    """
     after = int(np.argmax(rising >= falling))  # the first point where they have crossed
     before = max(after - 1, 0)
     gap_before, gap_after = falling[before] - rising[before], rising[after] - falling[after]
-    way = gap_before / (gap_before + gap_after)  # the crossing lies this far from before to after
+    return before, after, gap_before / (gap_before + gap_after)
+
+
+def _height_at_crossing(rising, falling) -> float:
+    """The height at which the two curves of `_crossing` cross."""
+    before, after, way = _crossing(rising, falling)
     return float(rising[before] + way * (rising[after] - rising[before]))
 
 

@@ -42,7 +42,7 @@ from engine.launch import (first_process_first, friendly_errors, process_group, 
 from engine.runs import (RunError, check_run, load_checkpoint, locked, save_json, save_text,
                          weights_digest, write_config)
 from engine.session import Session
-from evaluate import predict_and_score, write_result
+from evaluate import dev_thresholds, predict_and_score, write_result
 from model import MultiTask, encoder_digest, load_encoder
 from options import TOY, Options, check_arguments, default_jobs, parse_arguments
 from results import print_results, read_results
@@ -180,20 +180,27 @@ def train(run: Run, config: RunConfig, options: Options, quiet: bool = False) ->
         rows = predict_and_score(model, corpora["test"], features["test"], options.workers, quiet)
         constant = {name: constant_scores(TASKS[name], corpora["train"][name], corpus)
                     for name, corpus in corpora["test"].items()}
-        write_result(folder, config, session.seconds(), rows, weights_digest(state), constant)
+        thresholds = dev_thresholds(model, corpora["dev"], features["dev"], options.workers, quiet)
+        write_result(folder, config, session.seconds(), rows, weights_digest(state), constant,
+                     thresholds)
         rmtree(folder / "cache", ignore_errors=True)
     torch.set_num_threads(threads)
     wait_for_all()
 
 
 def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dict[str, Corpus]]:
-    """{split: {task: corpus}} of a run. Its labels and the files left out are kept in its folder.
+    """{split: {task: corpus}} of a run; of dev only what it evaluates.
 
-    Raises RunError if the data changed since the command began.
+    Where the result is the last step, that is dev of the tasks with trials, for their thresholds.
+    The run's folder keeps which utterances were left out (skipped.txt) and, for predict.py, what a
+    prediction needs of a corpus (inputs.json). Raises RunError if the data changed since the
+    command began.
     """
-    splits = ("train", "dev", "test") if config.evaluate_every else ("train", "test")
     corpora = {split: {name: options.read(name, split, run.fold) for name in run.tasks}
-               for split in splits}
+               for split in ("train", "test")}
+    corpora["dev"] = {name: options.read(name, "dev", run.fold)
+                      for name, test in corpora["test"].items()
+                      if config.evaluate_every or test.trials}
     skipped = []
     for split, sets in corpora.items():
         for name, corpus in sets.items():
@@ -203,8 +210,11 @@ def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dic
             skipped += [f"{name} {split}: {sentence}\n" for sentence in corpus.skipped]
     if rank() == 0:
         folder = options.runs / run.name
-        labels = {name: corpus.labels for name, corpus in corpora["train"].items()}
-        save_json(folder / "labels.json", labels)
+        inputs = {}
+        for name, corpus in corpora["test"].items():
+            inputs[name] = {"labels": corpora["train"][name].labels, "gain": corpus.gain,
+                            "trim": corpus.trim, "crop": corpus.crop}
+        save_json(folder / "inputs.json", inputs)
         if skipped:
             save_text(folder / "skipped.txt", "".join(skipped))
     return corpora
