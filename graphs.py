@@ -8,15 +8,20 @@ of task A (SF: its CER) gets worse by at least 0.5 % of its value, B helps A, an
 graph has an edge B -> A. If it gets better by as much, the hurt graph has this edge.
 
 The paper has one number per cell, which cannot show whether an edge is noise. Our runs keep the
-predictions of all test utterances, so a paired bootstrap gives each edge a 95 % interval. An edge
-is dashed if its interval contains 0. One seed cannot show training variance.
+predictions of all test utterances, so a paired bootstrap over utterances and seeds gives each edge
+a 95 % interval. With one or two seeds, an edge is solid if its interval excludes 0. One seed
+cannot show training variance. From three seeds on, each change has a paired t-test over seeds, and
+an edge is solid if it is a discovery at a false discovery rate of 10 %. All other edges are dashed.
 
-Writes edges.json, improvement.dot, hurt.dot, fig2.svg, fig2.png. K seeds, n utterances or trials.
+Writes edges.json, improvement.dot, hurt.dot, fig2.svg, fig2.png, and changes.png, all changes with
+their intervals. Shapes: K seeds, n utterances or trials.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import matplotlib
@@ -28,12 +33,14 @@ from matplotlib.patches import FancyArrowPatch
 
 from engine.launch import friendly_errors
 from engine.runs import RunError
-from metrics import paired_bootstrap
+from metrics import benjamini_hochberg, benjamini_yekutieli, paired_bootstrap, paired_t_test
 from results import Result, check_comparable, read_results
 from tasks import TASKS, Metric
 
 PAPER = Path(__file__).with_name("paper_table1.json")
 GRAPHS = {"improvement": "A is worse without B", "hurt": "A is better without B"}
+SMALLEST = 0.5  # percent: a smaller change is no edge
+FALSE_DISCOVERY_RATE = 0.1
 
 
 # Read the changes
@@ -48,6 +55,8 @@ class Change:
     percent: float  # positive: the metric is higher without the source
     low: float | None = None  # 95 % interval; None: the paper has one number per cell
     high: float | None = None
+    log_ratios: dict[int, float] = field(default_factory=dict)  # {seed: log(after / before)}
+    p: float | None = None  # t-test of log_ratios; None with fewer than 3 seeds or a metric of 0
     significant: bool | None = None  # None: unknown
 
     @property
@@ -114,12 +123,21 @@ def compare(source: str, target: str, before: dict, after: dict) -> Change | Non
     pairs_before = [list(before[seed].values()) for seed in seeds]  # (K, n, 2)
     pairs_after = [list(after[seed].values()) for seed in seeds]  # (K, n, 2)
     reduce = drawn_metric(target).reduce
-    value = np.mean([reduce(pairs) for pairs in pairs_before]) if seeds else 0
-    if value == 0:
+    values_before = [reduce(pairs) for pairs in pairs_before]
+    values_after = [reduce(pairs) for pairs in pairs_after]
+    if not any(values_before):
         return None
-    difference, low, high = paired_bootstrap(pairs_before, pairs_after, reduce)
-    return Change(source, target, 100 * difference / value, 100 * low / value, 100 * high / value,
-                  significant=not low <= 0 <= high)
+    # Ratios, because a change is relative; logarithms, because then halving undoes doubling.
+    log_ratios = {}
+    for seed, value_before, value_after in zip(seeds, values_before, values_after):
+        if value_before > 0 and value_after > 0:
+            log_ratios[seed] = math.log(value_after / value_before)
+    p = None
+    if len(log_ratios) == len(seeds) >= 3:
+        _, p = paired_t_test(list(log_ratios.values()))
+    bounds = paired_bootstrap(pairs_before, pairs_after, reduce)
+    percent, low, high = (100 * x / np.mean(values_before) for x in bounds)
+    return Change(source, target, percent, low, high, log_ratios, p, not low <= 0 <= high)
 
 
 def run_changes(folder: Path, seeds: list[int]) -> list[Change]:
@@ -145,7 +163,20 @@ def run_changes(folder: Path, seeds: list[int]) -> list[Change]:
     for name, found in runs.items():
         if len(found) < len(seeds):
             print(f"note: {len(found)} of {len(seeds)} runs {name}")
-    return changes
+    return find_discoveries(changes)
+
+
+def find_discoveries(changes: list[Change]) -> list[Change]:
+    """The changes, where those of 3 or more seeds are significant if they are discoveries.
+
+    If any change has a t-test, one without is not significant: its interval says less.
+    """
+    tested = [change for change in changes if change.p is not None]
+    if not tested:
+        return changes
+    found = benjamini_hochberg([change.p for change in tested], FALSE_DISCOVERY_RATE)
+    discoveries = [change for change, is_discovery in zip(tested, found) if is_discovery]
+    return [replace(change, significant=change in discoveries) for change in changes]
 
 
 # Make the edges, by the rule in the caption of Fig. 2
@@ -164,7 +195,7 @@ class Width:
 WIDTHS = (
     Width("thick", 8.0, "≥ 8 % change", 3.0),
     Width("medium", 2.0, "2–8 %", 1.6),
-    Width("thin", 0.5, "0.5–2 %", 0.7),
+    Width("thin", SMALLEST, "0.5–2 %", 0.7),
 )
 
 
@@ -176,7 +207,7 @@ class Edge:
     width: Width
 
     @property
-    def is_noise(self) -> bool:
+    def is_dashed(self) -> bool:
         """Is the edge dashed? The noise of the paper's edges is unknown: they are solid."""
         return self.change.significant is False
 
@@ -188,6 +219,8 @@ class Edge:
         if change.low is not None:
             entry |= {"low": round(change.low, 2), "high": round(change.high, 2),
                       "significant": change.significant}
+        if change.p is not None:
+            entry["p"] = float(f"{change.p:.3g}")
         return entry
 
 
@@ -235,9 +268,9 @@ def draw_graph(axes: Axes, edges: list[Edge], tasks: list[str]) -> None:
         axes.add_patch(FancyArrowPatch(
             places[start], places[end], connectionstyle=f"arc3,rad={bend}", shrinkA=21, shrinkB=24,
             arrowstyle="-|>", mutation_scale=7 + 2.6 * points, linewidth=points, capstyle="butt",
-            color=COLOURS[edge.change.graph], linestyle=DASHES if edge.is_noise else "-",
-            alpha=0.5 if edge.is_noise else 1,
-            zorder=(2 if edge.is_noise else 3) - points / 9))  # thin edges lie on thick ones
+            color=COLOURS[edge.change.graph], linestyle=DASHES if edge.is_dashed else "-",
+            alpha=0.5 if edge.is_dashed else 1,
+            zorder=(2 if edge.is_dashed else 3) - points / 9))  # thin edges lie on thick ones
     looks = group_looks(tasks)
     for task, place in zip(tasks, places):
         axes.scatter(*place, 700, edgecolors=DARK, zorder=3, **looks[TASKS[task].group])
@@ -258,10 +291,66 @@ def draw(edges: list[Edge], tasks: list[str], title: str) -> Figure:
     for width in WIDTHS:
         legend.append(Line2D([], [], color=DARK, linewidth=width.points, label=width.legend))
     if any(edge.change.low is not None for edge in edges):
-        legend.append(Line2D([], [], color=DARK, linestyle=DASHES, label="may be 0 (95 %)"))
+        _, dashed = significance_labels(edge.change for edge in edges)
+        legend.append(Line2D([], [], color=DARK, linestyle=DASHES, label=dashed))
     figure.legend(handles=legend, title=title, loc="lower center", ncols=len(legend), frameon=False,
                   fontsize=8, columnspacing=1.4)
     return figure
+
+
+def significance_labels(changes: Iterable[Change]) -> tuple[str, str]:
+    """What a solid edge or a full point means, and what a dashed edge or a hollow point means."""
+    if any(change.p is not None for change in changes):
+        rate = f"(FDR {100 * FALSE_DISCOVERY_RATE:.0f} %)"  # false discovery rate
+        return f"discovery {rate}", f"no discovery {rate}"
+    return "is not 0 (95 %)", "may be 0 (95 %)"
+
+
+def draw_changes(changes: list[Change], title: str) -> Figure:
+    """All changes as points with 95 % intervals, sorted, in two panels as in Fig. 2."""
+    rows = {graph: [change for change in changes if change.graph == graph] for graph in GRAPHS}
+    longest = max(len(panel) for panel in rows.values())
+    figure = Figure(figsize=(10, 1.3 + 0.16 * longest), layout="constrained")
+    for axes, graph in zip(figure.subplots(1, 2, sharex=True), GRAPHS):
+        draw_panel(axes, sorted(rows[graph], key=lambda change: -abs(change.percent)))
+        axes.set_ylim(longest - 0.3, -0.7)
+        axes.set_title(f"{graph}, B → A: {GRAPHS[graph]}")
+        worse = "worse" if graph == "improvement" else "better"
+        axes.set_xlabel(f"how much {worse} A is without B, in % of its metric")
+    point = {"linestyle": "", "marker": "o", "markersize": 5, "markeredgecolor": DARK}
+    legend = [Line2D([], [], color=DARK, **point, label="change")]
+    if any(change.low is not None for change in changes):
+        full, hollow = significance_labels(changes)
+        legend = [Line2D([], [], color=DARK, **point, label=full),
+                  Line2D([], [], color="white", **point, label=hollow),
+                  Line2D([], [], color=DARK, linewidth=1, label="95 % interval")]
+    limits = ", ".join(f"{width.smallest:g}" for width in reversed(WIDTHS))
+    legend.append(Line2D([], [], color="grey", linewidth=0.8, linestyle=":",
+                         label=f"{limits} %: edges of Fig. 2"))
+    figure.legend(handles=legend, title=title, loc="outside lower center", ncols=len(legend),
+                  frameon=False, fontsize=8)
+    return figure
+
+
+def draw_panel(axes: Axes, changes: list[Change]) -> None:
+    """One row per change, from top to bottom; to the left of 0 the graph would be the other one."""
+    for row, change in enumerate(changes):
+        sign, colour = math.copysign(1, change.percent), COLOURS[change.graph]
+        hollow = change.significant is False
+        if row % 2 == 0:
+            axes.axhspan(row - 0.5, row + 0.5, color="#f3f3f3", zorder=0)
+        if change.low is not None:
+            axes.plot([sign * change.low, sign * change.high], [row, row], color=colour,
+                      linewidth=0.9 if hollow else 2, solid_capstyle="butt")
+        axes.plot(sign * change.percent, row, "o", markersize=5, markeredgecolor=colour,
+                  color="white" if hollow else colour, zorder=3)
+    axes.axvline(0, color=DARK, linewidth=0.8, zorder=1)
+    for width in WIDTHS:
+        axes.axvline(width.smallest, color="grey", linewidth=0.8, linestyle=":", zorder=1)
+    axes.set_yticks(range(len(changes)), [f"{c.source} → {c.target}" for c in changes], fontsize=7)
+    axes.tick_params(axis="y", length=0)
+    for side in ("left", "right", "top"):
+        axes.spines[side].set_visible(False)
 
 
 # Write
@@ -272,7 +361,7 @@ def dot(graph: str, edges: list[Edge], tasks: list[str]) -> str:
     lines = [f"digraph {graph} {{ layout=circo;"]
     lines += [f'  "{task}";' for task in tasks]
     for edge in edges:
-        change, style = edge.change, "dashed" if edge.is_noise else "solid"
+        change, style = edge.change, "dashed" if edge.is_dashed else "solid"
         if change.graph == graph:
             lines.append(f'  "{change.source}" -> "{change.target}" '
                          f'[label="{change.percent:+.2f}", penwidth={edge.width.points}, '
@@ -280,8 +369,11 @@ def dot(graph: str, edges: list[Edge], tasks: list[str]) -> str:
     return "\n".join([*lines, "}\n"])
 
 
-def write_files(edges: list[Edge], tasks: list[str], title: str, out: Path) -> None:
-    """All files of this program. The same edges give the same bytes."""
+def write_files(changes: list[Change], edges: list[Edge], title: str, out: Path) -> None:
+    """All files of this program. The same changes give the same bytes."""
+    compared = {task for change in changes for task in (change.source, change.target)}
+    tasks = [task for task in TASKS if task in compared]
+    tasks.sort(key=lambda task: TASKS[task].group)  # a group's tasks are neighbours on the circle
     out.mkdir(parents=True, exist_ok=True)
     entries = [json.dumps(edge.as_json()) for edge in edges]
     (out / "edges.json").write_text("[\n" + ",\n".join(entries) + "\n]\n")
@@ -292,14 +384,57 @@ def write_files(edges: list[Edge], tasks: list[str], title: str, out: Path) -> N
         figure = draw(edges, tasks, title)
         figure.savefig(out / "fig2.svg", metadata={"Date": None})
         figure.savefig(out / "fig2.png", dpi=200)
+        draw_changes(changes, title).savefig(out / "changes.png", dpi=200)
 
 
 def print_edges(edges: list[Edge]) -> None:
     """A table with one edge per line."""
-    rows = [("graph", "source", "target", "width", "change, %", "low", "high", "significant")]
+    rows = [("graph", "source", "target", "width", "change, %", "low", "high", "significant", "p")]
     rows += [tuple(edge.as_json().values()) for edge in edges]
     for row in rows:
         print("".join(f"{value!s:12}" for value in row).rstrip())
+
+
+def print_statistics(changes: list[Change]) -> None:
+    """What the intervals and the tests cover, and what one seed alone would show."""
+    if all(change.low is None for change in changes):
+        print("one number per cell: there are no intervals, so all edges are solid")
+        return
+    print("95 % intervals: bootstrap over test utterances and seeds; they cover new utterances")
+    tested = [change for change in changes if change.p is not None]
+    if not tested:
+        print("retraining is not covered: 3 seeds or more give each change a t-test over seeds")
+        return
+    p_values = [change.p for change in tested]
+    discoveries = sum(benjamini_hochberg(p_values, FALSE_DISCOVERY_RATE))
+    robust = sum(benjamini_yekutieli(p_values, FALSE_DISCOVERY_RATE))
+    print("p: paired t-test of log(metric without B / metric with B) over "
+          f"{span(len(change.log_ratios) for change in tested)} seeds; it covers retraining, on "
+          "these utterances")
+    print(f"solid: {discoveries} of {len(tested)} tested changes are discoveries at a false "
+          f"discovery rate of {FALSE_DISCOVERY_RATE:.0%} (Benjamini-Hochberg)")
+    print("edges into one task share their baseline; valid under any dependence "
+          f"(Benjamini-Yekutieli): {robust}")
+    print_single_seeds(tested)
+
+
+def print_single_seeds(tested: list[Change]) -> None:
+    """How many edges one seed alone would draw, and how many of these all seeds confirm."""
+    drawn, confirmed = [], []  # per seed
+    for seed in sorted({seed for change in tested for seed in change.log_ratios}):
+        edges = [change for change in tested if seed in change.log_ratios
+                 and 100 * abs(math.expm1(change.log_ratios[seed])) >= SMALLEST]
+        same_sign = [edge for edge in edges if edge.log_ratios[seed] * edge.percent > 0]
+        drawn.append(len(edges))
+        confirmed.append(sum(edge.significant for edge in same_sign))
+    print(f"one seed alone draws {span(drawn)} edges; {span(confirmed)} of them are discoveries "
+          "with the same sign")
+
+
+def span(numbers: Iterable[int]) -> str:
+    """The smallest and the largest number: "3 to 10", or "3" if all are 3."""
+    ends = sorted(set(numbers))
+    return str(ends[0]) if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -319,17 +454,15 @@ def draw_graphs(args: argparse.Namespace) -> None:
     """Compare, draw, write and print."""
     changes = paper_changes() if args.paper else run_changes(args.runs, args.seed)
     edges = make_edges(changes)
-    compared = {task for change in changes for task in (change.source, change.target)}
-    tasks = [task for task in TASKS if task in compared]
-    tasks.sort(key=lambda task: TASKS[task].group)  # a group's tasks are neighbours on the circle
     seeds = " ".join(str(seed) for seed in args.seed)
     title = "Table 1 of the paper" if args.paper else f"{args.runs}, seed {seeds}"
     try:
-        write_files(edges, tasks, title, args.out)
+        write_files(changes, edges, title, args.out)
     except OSError as error:
         raise OSError(f"cannot write to {args.out} ({error.strerror})") from error
+    print_statistics(changes)
     print_edges(edges)
-    print(f"wrote edges.json, *.dot, fig2.svg, fig2.png to {args.out}")
+    print(f"wrote edges.json, *.dot, fig2.svg, fig2.png, changes.png to {args.out}")
 
 
 if __name__ == "__main__":

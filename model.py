@@ -12,7 +12,6 @@ synchronisation.
 
 import hashlib
 import json
-import re
 from collections import namedtuple
 
 import torch
@@ -21,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from engine.architecture import EncoderError, check_parameters
 from engine.kernels import Dropout, attend, convolve_by_fourier, convolve_row
-from engine.pretrained import DROPPED, RENAMED, EncoderError, read_weights
+from engine.pretrained import read_weights
 from rules import HOP, RECEPTIVE_FIELD
 
 # HuBERT Large and its relatives normalise each waveform. A configuration without these keys
@@ -44,6 +44,12 @@ TINY = BASE | {  # 0.9 M parameters
     "encoder_pos_conv_kernel": 32, "encoder_pos_conv_groups": 8,
     "encoder_projection_dropout": 0.05, "encoder_dropout": 0.05,
     "encoder_attention_dropout": 0.0}  # dropout of attention weights is slow on a CPU
+LARGE = BASE | {
+    "extractor_mode": "layer_norm", "normalize_waveform": True,
+    "encoder_embed_dim": 1024, "encoder_num_layers": 24, "encoder_num_heads": 16,
+    "encoder_ff_interm_features": 4096, "encoder_layer_norm_first": True,
+    "encoder_projection_dropout": 0.0, "encoder_dropout": 0.0, "encoder_attention_dropout": 0.0}
+RANDOM = {"random-tiny": TINY, "random-hubert_base": BASE, "random-hubert_large": LARGE}
 # Replaces a batches.Batch where the encoder is frozen: cached states (L+1, B, T, D), frames (B,).
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 
@@ -143,6 +149,8 @@ class SelfAttention(nn.Module):
     def __init__(self, config: dict):
         super().__init__()
         D, self.num_heads = config["encoder_embed_dim"], config["encoder_num_heads"]
+        if D % self.num_heads:
+            raise ValueError(f"{D} dimensions cannot be shared by {self.num_heads} attention heads")
         self.dropout = config["encoder_attention_dropout"]  # on the softmax
         self.k_proj, self.v_proj = nn.Linear(D, D), nn.Linear(D, D)
         self.q_proj, self.out_proj = nn.Linear(D, D), nn.Linear(D, D)
@@ -299,32 +307,22 @@ def load_encoder(source: str) -> Hubert:
     """The encoder that `source` names, on the CPU, in evaluation mode.
 
     - "tiny": made by toy/pretrain.py; "hubert_base": torchaudio's, downloaded once and kept
-    - "random-tiny", "random-hubert_base": untrained, for dry runs and as a control
-    - a file with `Hubert.checkpoint()`, for instance a run's checkpoint.pt; a torchaudio state
-      dict; a fairseq checkpoint (hubert_base_ls960.pt); a Hugging Face folder or file
-      (pytorch_model.bin, model.safetensors)
+    - "random-tiny", "random-hubert_base", "random-hubert_large": untrained, for dry runs and as a
+      control
+    - a file with `Hubert.checkpoint()`, for instance a run's checkpoint.pt; HuBERT or wav2vec 2.0
+      of any size from torchaudio, fairseq or Hugging Face (a file, or a folder with config.json)
 
+    These names win over files and folders of the same name.
     Raises EncoderError, with one sentence, if it cannot be loaded."""
-    if source in ("random-tiny", "random-hubert_base"):
-        return random_encoder(TINY if source == "random-tiny" else BASE)
-    content = read_weights(source)
-    content = content.get("encoder", content)
-    if "config" in content:
-        config, state = content["config"], content["state_dict"]
-    else:
-        weights = content.get("model", content)
-        state = {name: x for name, x in weights.items() if not re.match(DROPPED, name)}
-        for pattern, replacement in RENAMED:
-            state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
-        width = len(state.get("encoder.transformer.layer_norm.bias", ()))
-        config = TINY if width == TINY["encoder_embed_dim"] else BASE
-    encoder = Hubert(config)
+    if source in RANDOM:
+        return random_encoder(RANDOM[source])
+    config, state = read_weights(source)
     try:
-        # It copies, so that half precision becomes float32, and it knows the old weight norm.
+        encoder = Hubert(config)
+        check_parameters(state, encoder.state_dict())
         encoder.load_state_dict(state)
-    except RuntimeError as error:  # names missing, unknown and misshapen parameters
-        found = " ".join(str(error).partition(":")[2].split())
-        raise EncoderError(f"{source}: {found[:300]}") from error
+    except Exception as error:  # a configuration of unknown origin can fail in any way
+        raise EncoderError(f"{source}: {error}") from error
     return encoder.eval()
 
 

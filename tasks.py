@@ -23,8 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data import (Corpus, Utterance, corpus_digest, read_asr, read_asv, read_er, read_ic,
-                  read_ks, read_pr, read_sd, read_sf, read_sid)
+from corpus import Corpus, Utterance
+from data import (read_asr, read_asv, read_er, read_ic, read_ks, read_pr, read_sd, read_sf,
+                  read_sid)
+from engine.measure import corpus_digest
 from heads import BLSTMCTCHead, ClassifierHead, CTCHead, DiarizationHead, XVectorHead
 from metrics import diarization_counts, edit_counts, eer, ratio, slot_cer_counts, slot_f1_counts
 from rules import (SAMPLE_RATE, decode_embedding, decode_intent, decode_label, decode_phonemes,

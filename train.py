@@ -324,7 +324,6 @@ def make_run(run: Run, configs: dict[Run, RunConfig], options: Options,
 
 def make_requested(args: argparse.Namespace, setting: Setting, options: Options) -> None:
     """Everything that the command line asks for, then the table, and for "all" the graphs."""
-    check_arguments(args, setting, options)
     if not args.dry_run:
         options.runs.mkdir(parents=True, exist_ok=True)
     if options.data == TOY and not options.data.exists() and rank() == 0:
@@ -363,6 +362,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         read_corpus.cache_clear()
+        check_arguments(args, setting, options)
         with process_group(options.device):
             make_requested(args, setting, options)
 

@@ -5,18 +5,20 @@ import re
 import numpy as np
 import soundfile
 
-from engine.files import DataError, check
+from engine.files import DataError, check, printable
 from rules import SAMPLE_RATE
 
 REPLACE = "replace the file, or go on without it by --skip-broken"
+MAX_SAMPLES_PER_BYTE = 10_000  # flac reaches 6,000 in digital silence
 
 
 def decode_audio(task: str, path: str) -> np.ndarray:
     """A whole file as float32 (n,), mono, 16 kHz. DataError if it is broken."""
     expected = header_samples(task, path)
     try:
-        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError):
+        # bytes, because soundfile refuses names that are not UTF-8
+        wave, rate = soundfile.read(os.fsencode(path), dtype="float32", always_2d=True)
+    except (OSError, RuntimeError, MemoryError):
         raise DataError(f"{task}: damaged audio in {path}; {REPLACE}") from None
     wave = resample(wave.mean(1), rate)
     check(np.isfinite(wave).all(), f"{task}: samples that are not finite in {path}; {REPLACE}")
@@ -39,13 +41,51 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
 def header_samples(task: str, path: str) -> int:
     """The samples of a file at 16 kHz, by its header alone. DataError if that shows damage."""
     try:
-        header = soundfile.info(path)
-    except (OSError, RuntimeError, ValueError):  # ValueError: a name that is no text
-        reason = "damaged or not audio" if os.path.exists(path) else "no such file"
+        if not os.path.isfile(path):
+            raise OSError
+        header = soundfile.info(os.fsencode(path))
+        size = os.path.getsize(path)
+    except (OSError, RuntimeError, ValueError):  # ValueError: a name with a zero byte
+        reason = why_unreadable(path)
         raise DataError(f"{task}: no readable audio ({reason}) in {path}; {REPLACE}") from None
     # libsndfile reads a wav that was cut short, and remarks on it only here. Ten digits stand for
     # an unknown size, as in a wav that was written into a pipe.
     cut_short = re.search(r"data : \d{1,9} \(should be", header.extra_info)
     check(not cut_short, f"{task}: only a part of the audio in {path}; {REPLACE}")
     check(header.frames, f"{task}: no audio in {path}; {REPLACE}")
+    # a flac that was written into a pipe has no length in its header, and libsndfile cannot read it
+    plausible = header.frames <= MAX_SAMPLES_PER_BYTE * size
+    check(plausible, f"{task}: no true length in the header of the audio in {path}; write it anew "
+          "(flac -d, then flac), or go on without it by --skip-broken")
     return -(-header.frames * SAMPLE_RATE // header.samplerate)
+
+
+def sample_rate(path: str) -> int:
+    """The samples per second of a file that is not broken."""
+    return soundfile.info(os.fsencode(path)).samplerate
+
+
+def why_unreadable(path: str) -> str:
+    """What is wrong with a file that libsndfile does not open."""
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"a link to {os.readlink(path)}, which does not exist"
+    if os.path.isdir(path):
+        return "it is a folder"
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "it is not a regular file"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(24)
+    except FileNotFoundError:
+        folder, name = os.path.split(path)
+        stem = os.path.splitext(name)[0]
+        for neighbour in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            if os.path.splitext(neighbour)[0] == stem:
+                return f"no such file, but {neighbour} lies beside it"
+        return "no such file"
+    except (OSError, ValueError) as error:
+        return (getattr(error, "strerror", None) or str(error)).lower()
+    if not start:
+        return "an empty file"
+    shown = printable(start.decode("utf-8", "backslashreplace"))
+    return f"damaged or not audio, it begins with {shown}"

@@ -1,22 +1,24 @@
-"""Finding the files of a dataset, reading its text files, remembering facts about its audio files.
+"""Finding the files of a dataset and reading its text files.
 
-Whatever is wrong with a file is a `DataError`: one sentence that the user can act on.
+Whatever is wrong is a `DataError`: one sentence that says what was found and what to do.
 """
-import hashlib
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+
+AUDIO_SUFFIXES = set(".aac .aif .aiff .au .flac .m4a .mp3 .mp4 .ogg .opus .sph .wav .wma".split())
+NOT_READ = "are not read"  # marks the sentences of list_unread
 
 
 class DataError(Exception):
-    """Bad data. The message is one sentence: `<task>: <what> in <file>; <what to do>`."""
+    """Bad data. The message is one printable sentence: `<task>: <what> in <file>; <what to do>`."""
 
     def __init__(self, message: str):
         # A DataLoader raises the error of its worker again, with a traceback before the message.
-        sentence = message.splitlines()[-1]
-        super().__init__(sentence.removeprefix(f"{DataError.__module__}.DataError: "))
+        if message.startswith("Caught DataError in DataLoader worker"):
+            message = message.splitlines()[-1].removeprefix(f"{DataError.__module__}.DataError: ")
+        super().__init__(printable(message))
 
 
 def check(ok, problem: str) -> None:
@@ -25,72 +27,137 @@ def check(ok, problem: str) -> None:
         raise DataError(problem)
 
 
-def find_path(task: str, folder, names: tuple[str, ...], advice: str) -> Path:
-    """The first of the paths folder/name that exists. DataError with the advice if none does."""
+def printable(text: str) -> str:
+    """The text with escapes for control characters and for bytes of names that are not UTF-8."""
+    characters = text.encode("utf-8", "backslashreplace").decode()
+    shown = []
+    for character in characters:
+        escaped = character.encode("unicode_escape").decode()
+        shown.append(character if character.isprintable() else escaped)
+    return "".join(shown)
+
+
+def data_folder(task: str, root) -> Path:
+    """The folder that holds the datasets, with ~ expanded. DataError if it does not exist."""
+    root = Path(root).expanduser()
+    check(os.path.isdir(root), f"{task}: there is no folder {root}; name the one with the datasets")
+    return root
+
+
+def find_path(task: str, folder: Path, names: tuple[str, ...], advice: str) -> Path:
+    """The first of the paths folder/name that exists. DataError says what lies there instead."""
     for name in names:
-        if Path(folder, name).exists():
-            return Path(folder, name)
-    raise DataError(f"{task}: nothing called {' or '.join(names)} in {folder}; {advice}")
+        if os.path.exists(folder / name):
+            return folder / name
+    for name in names:
+        found = find_misplaced(folder, name)
+        check(not found, f"{task}: nothing called {name} in {folder}; {found}")
+    nearest = folder / Path(names[0]).parent
+    while not os.path.isdir(nearest):
+        nearest = nearest.parent
+    there = sorted(name for name in list_folder(task, nearest) if not name.startswith("."))
+    holds = ", ".join(there[:4]) + (f" and {len(there) - 4} more" if len(there) > 4 else "")
+    holds = f" ({nearest} holds {holds})" if there else ""
+    raise DataError(f"{task}: nothing called {' or '.join(names)} in {folder}{holds}; {advice}")
 
 
-def read_lines(task: str, file: Path, pattern: str) -> Iterator[tuple]:
-    """The groups of the pattern that every line of a text file matches, but for blank lines."""
+def find_misplaced(folder: Path, name: str) -> str:
+    """What to do if `name` lies one folder higher or deeper or is spelt differently; "" if not."""
+    first, *rest = Path(name).parts
+    here = folder.absolute()
+    if here.name == first and (not rest or os.path.exists(here.joinpath(*rest))):
+        return f"this folder is {first} itself: name the folder above it, {here.parent}"
+    if rest and os.path.exists(here.joinpath(*rest)):
+        return f"{'/'.join(rest)} is there itself: move it into a folder called {first}"
+    nested = folder.joinpath(first, first, *rest)
+    if os.path.exists(nested):
+        return f"{nested} is there: move {first}/{first} one folder up"
+    for place in sorted(folder.glob("*/")):
+        if os.path.exists(place / name):
+            return f"{place} contains it: name that folder, or move its content one folder up"
+    spelt = folder
+    for part in (first, *rest):
+        names = sorted(os.listdir(spelt)) if os.access(spelt, os.R_OK) and spelt.is_dir() else []
+        alike = [found for found in names if found.lower() == part.lower()]
+        if not alike:
+            return ""
+        spelt = spelt / alike[0]
+    return f"{spelt} is there: rename it"
+
+
+def list_folder(task: str, folder: Path) -> list[str]:
+    """The names in a folder. DataError if it cannot be listed."""
     try:
-        text = file.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise DataError(f"{task}: no readable UTF-8 text in {file}; save it as such") from None
-    check(text.strip(), f"{task}: nothing in {file}; restore it")
+        return os.listdir(folder)
+    except OSError as error:
+        raise DataError(f"{task}: {error.strerror} in {folder}; make it readable") from None
+
+
+def read_lines(task: str, file: Path, pattern: str, form: str) -> Iterator[tuple]:
+    """The groups of a pattern in every line of a text file, but for blank lines.
+
+    DataError if a line does not match; `form` tells the user what a line has to look like."""
+    try:
+        content = file.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{task}: no readable UTF-8 text ({error.strerror}) in {file}; "
+                        "make it a readable file") from None
+    except UnicodeDecodeError as error:
+        line = content[:error.start].count(b"\n") + 1
+        raise DataError(f"{task}: no readable UTF-8 text (byte {content[error.start]:#x} in line "
+                        f"{line}) in {file}; save it as UTF-8") from None
+    check(text.strip(), f"{task}: nothing in {file}; a line should read: {form}")
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         if not line:
             continue
         match = re.fullmatch(pattern, line)
-        check(match, f"{task}: line {number} ({line[:40]}) is malformed in {file}; correct it")
+        shown = line if len(line) <= 60 else line[:60] + "..."
+        check(match, f"{task}: line {number} ({shown}) is malformed in {file}; "
+              f"it should read: {form}")
         yield match.groups()
 
 
-class FileMemory:
-    """Facts about files, such as decoded lengths, kept in a folder to save time in the next run.
+def read_rttm(task: str, file: Path, max_speakers: int) -> dict[str, list]:
+    """The turns of an RTTM file: {recording: [[speaker, start s, end s], ...]}.
 
-    A line holds a digest of (rule, path, size, time of change), the fact, and a checksum. Nothing
-    depends on this file: one that is damaged or cannot be written only costs the time.
-    """
-
-    def __init__(self, folder: Path | None):
-        self.path = Path(folder, "audio_files.tsv") if folder else None
-        self.facts: dict[str, str] = {}
-        try:
-            content = self.path.read_bytes() if self.path else b""
-        except OSError:
-            content = b""
-        for line in content.split(b"\n")[:-1]:  # the last one has no end: its process was killed
-            match = re.fullmatch(rb"([0-9a-f]{32})\t(\w+)\t([0-9a-f]{8})", line)
-            if match and match[3].decode() == _checksum(match[1].decode(), match[2].decode()):
-                self.facts[match[1].decode()] = match[2].decode()
-
-    def recall(self, rule: str, path: str, find_out: Callable[[], object]) -> str:
-        """The fact about a file that `find_out()` returns, remembered as text for this rule."""
-        about = os.stat(path)
-        name = f"{rule} {os.path.abspath(path)} {about.st_size} {about.st_mtime_ns}"
-        key = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-        if key not in self.facts:
-            self.facts[key] = str(find_out())
-            self._write(key)
-        return self.facts[key]
-
-    def _write(self, key: str) -> None:
-        """Append one line, if possible."""
-        if self.path is None:
-            return
-        line = f"{key}\t{self.facts[key]}\t{_checksum(key, self.facts[key])}\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab") as file:
-                file.write(line.encode())
-        except OSError:
-            pass
+    Comments (;;) and facts about speakers (SPKR-INFO) are passed over."""
+    number = r"(\d+\.?\d*(?:e-\d+)?)"
+    pattern = rf"SPEAKER\s+(\S+)\s+1\s+{number}\s+{number}\s+<NA>\s+<NA>\s+(\S+)\s+<NA>.*"
+    form = "SPEAKER <recording> 1 <start s> <seconds> <NA> <NA> <speaker> <NA>"
+    turns = {}
+    for groups in read_lines(task, file, rf"{pattern}|;;.*|SPKR-INFO\s.*", form):
+        name, start, seconds, speaker = groups
+        if name is None:
+            continue
+        turns.setdefault(name, []).append([speaker, float(start), float(start) + float(seconds)])
+        speakers = {speaker for speaker, _, _ in turns[name]}
+        check(len(speakers) <= max_speakers, f"{task}: {name} has {len(speakers)} speakers in "
+              f"{file}; keep at most {max_speakers}")
+    return turns
 
 
-def _checksum(*parts: str) -> str:
-    """Eight hexadecimal digits."""
-    return f"{zlib.crc32(' '.join(parts).encode()):08x}"
+def list_unread(task: str, folder: Path, suffixes: tuple[str, ...], depth: int | None = None,
+                any_case: bool = False) -> list[str]:
+    """One sentence per kind of audio file in a folder that its reader does not look for.
+
+    The reader looks for files with these suffixes, `depth` folders below `folder` (None: at any
+    depth). Hidden files are passed over. DataError if a folder cannot be listed."""
+    def refuse(error: OSError):
+        if not isinstance(error, FileNotFoundError):
+            raise DataError(f"{task}: {error.strerror} in {error.filename}; make it readable")
+
+    unread = {}
+    for place, _, names in os.walk(folder, onerror=refuse):
+        right_depth = depth is None or len(Path(place).relative_to(folder).parts) == depth
+        for name in sorted(names):
+            suffix = os.path.splitext(name)[1]
+            expected = right_depth and (suffix.lower() if any_case else suffix) in suffixes
+            if suffix.lower() in AUDIO_SUFFIXES and not expected and not name.startswith("."):
+                unread.setdefault(suffix, []).append(os.path.join(place, name))
+    sentences = []
+    for suffix, paths in sorted(unread.items()):
+        count = f"{len(paths):,} {suffix} file{'s' if len(paths) > 1 else ''}"
+        sentences.append(printable(f"{count} in {folder} {NOT_READ}, such as {min(paths)}"))
+    return sentences

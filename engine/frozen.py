@@ -22,8 +22,9 @@ import torch
 from tqdm import tqdm
 
 from batches import collate, in_chunks, load_ahead
-from data import Corpus, audio_digest
+from corpus import Corpus
 from engine.launch import progress
+from engine.measure import audio_digests
 from engine.runs import RunError, atomic_file, locked, save_json
 from model import FrozenBatch, Hubert, encoder_digest, frame_count
 
@@ -173,8 +174,9 @@ def _digest(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, seed:
     parts = (FORMAT, torch.__version__, platform.machine(), device, encoder_digest(encoder),
              corpus.gain, corpus.trim, corpus.crop, training, pooled, crop_seed)
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=12)
+    files = audio_digests(corpus)
     for utterance in corpus.utterances:
-        about = (audio_digest(utterance.path), utterance.start, utterance.stop)
+        about = (files[utterance.path], utterance.start, utterance.stop)
         digest.update(repr(about).encode())
     return digest.hexdigest()
 

@@ -236,7 +236,8 @@ def friendly_errors(debug: bool = False) -> Iterator[None]:
 
     Ctrl-C prints one line and exits with code 130. Output never stops the work.
     """
-    streams = sys.stdout, sys.stderr
+    streams, hook = (sys.stdout, sys.stderr), sys.unraisablehook
+    sys.unraisablehook = _ignore_loader_end
     sys.stdout, sys.stderr = ForgivingStream(sys.stdout), ForgivingStream(sys.stderr)
     try:
         yield
@@ -253,6 +254,13 @@ def friendly_errors(debug: bool = False) -> Iterator[None]:
         sys.exit(2)
     finally:
         sys.stdout, sys.stderr = streams
+        sys.unraisablehook = hook
+
+
+def _ignore_loader_end(problem) -> None:
+    """A DataLoader that could not start its workers fails again when it is deleted: ignore that."""
+    if "DataLoader" not in repr(problem.object):
+        sys.__unraisablehook__(problem)
 
 
 def _explanation(error: Exception) -> str | None:

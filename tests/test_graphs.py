@@ -4,6 +4,7 @@ import json
 import re
 import xml.etree.ElementTree as xml
 from dataclasses import replace
+from itertools import pairwise
 from shutil import copytree, rmtree
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.path import Path
 import graphs
 from conftest import fake_run
 from engine.runs import file_digest, read_result, save_result
+from metrics import paired_t_test
 from scenarios import Run
 from tasks import TASKS
 
@@ -251,7 +253,7 @@ def rewrite(path, text):
 
 @pytest.fixture
 def runs(tmp_path):
-    """200 utterances. Without ER: one more error in each; without KS: 3 more or 3 fewer."""
+    """200 utterances: without ER one more error each, without KS 3 more in 105, 3 fewer in 95."""
     runs = tmp_path / "runs"
     write(runs, "mtl-all", "ASR", wer=[(5, 10)] * 200)
     write(runs, "leave-one-out-ER", "ASR", wer=[(6, 10)] * 200)
@@ -367,6 +369,68 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_and_exit_code_2(tmp_pat
     assert said.count("\n") == 1
 
 
+def write_seeds(runs, errors):
+    """Runs of ASR with a word error rate per seed: {run: [errors in 100 words, ...]}."""
+    for run, values in errors.items():
+        for seed, value in enumerate(values):
+            write(runs, run + f"-seed{seed}" * (seed > 0), "ASR", wer=[(value, 100)] * 20)
+
+
+def test_from_three_seeds_on_the_solid_edges_are_the_discoveries_of_a_t_test(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    after = {"ER": [60, 61, 59], "KS": [65, 40, 55], "PR": [50.1, 50.1, 50.15]}
+    before = {"mtl-all": [50, 50, 50]}
+    write_seeds(runs, before | {f"leave-one-out-{task}": values for task, values in after.items()})
+    edges = graph("--runs", runs, "--seed", 0, 1, 2, "--out", tmp_path)
+    assert [(edge["source"], edge["significant"]) for edge in edges] == [
+        ("ER", True),
+        ("KS", False),
+    ]
+    for edge in edges:
+        _, p = paired_t_test(np.log(after[edge["source"]]) - np.log(50))
+        assert edge["p"] == pytest.approx(p, rel=0.01)
+    assert edges[0]["change"] == 20 and (edges[0]["low"], edges[0]["high"]) == (18, 22)
+    said = capsys.readouterr().out
+    # PR's change is real, but below 0.5 %: it is a discovery and no edge.
+    assert "solid: 2 of 3 tested changes are discoveries at a false discovery rate of 10%" in said
+    assert "over 3 seeds; it covers retraining" in said
+    assert "(Benjamini-Yekutieli): 2\n" in said
+    assert "one seed alone draws 2 edges; 1 of them are discoveries with the same sign" in said
+    assert "no discovery (FDR 10 %)" in (tmp_path / "fig2.svg").read_text()
+
+
+def test_significance_is_corrected_for_the_number_of_changes(runs, tmp_path):
+    # p = 0.07 is a discovery at 10 % on its own, and none beside four changes that are luck.
+    rmtree(runs / "leave-one-out-KS")
+    write_seeds(runs, {"mtl-all": [50, 50, 50], "leave-one-out-ER": [53, 55, 58]})
+    (alone,) = graph("--runs", runs, "--seed", 0, 1, 2, "--out", tmp_path)
+    assert 0.05 < alone["p"] < 0.1 and alone["significant"]
+    write_seeds(runs, {f"leave-one-out-{task}": [40, 60, 53] for task in ("PR", "SF", "SD", "IC")})
+    edges = graph("--runs", runs, "--seed", 0, 1, 2, "--out", tmp_path)
+    assert len(edges) == 5 and not any(edge["significant"] for edge in edges)
+    assert alone | {"significant": False} in edges
+
+
+def test_beside_tested_changes_one_with_too_few_seeds_or_a_metric_of_0_is_dashed(tmp_path):
+    runs = tmp_path / "runs"
+    write_seeds(runs, {"mtl-all": [50, 50, 50], "leave-one-out-ER": [60, 61, 59]})
+    write_seeds(runs, {"leave-one-out-KS": [60, 61], "leave-one-out-PR": [0, 1, 1]})
+    edges = graph("--runs", runs, "--seed", 0, 1, 2, "--out", tmp_path)
+    assert {edge["source"]: ("p" in edge, edge["significant"]) for edge in edges} == {
+        "ER": (True, True),
+        "KS": (False, False),
+        "PR": (False, False),
+    }
+
+
+def test_with_one_or_two_seeds_the_text_says_that_retraining_is_not_covered(runs, tmp_path, capsys):
+    graph("--runs", runs, "--out", tmp_path)
+    said = capsys.readouterr().out
+    assert "they cover new utterances\nretraining is not covered: 3 seeds or more" in said
+    graph("--paper", "--out", tmp_path)
+    assert "one number per cell: there are no intervals" in capsys.readouterr().out
+
+
 def test_missing_runs_mean_fewer_edges_and_are_said_aloud(runs, tmp_path, capsys):
     assert len(graph("--runs", runs, "--out", tmp_path)) == 2
     said = capsys.readouterr().out
@@ -450,7 +514,7 @@ def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(
 def test_the_files_are_valid_and_the_same_each_time(tmp_path):
     edges = graph("--paper", "--out", tmp_path / "a")
     graph("--paper", "--out", tmp_path / "b")
-    files = ["edges.json", "fig2.png", "fig2.svg", "hurt.dot", "improvement.dot"]
+    files = ["changes.png", "edges.json", "fig2.png", "fig2.svg", "hurt.dot", "improvement.dot"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == files
     assert all(
         (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -526,3 +590,68 @@ def test_a_node_has_the_name_of_its_place_and_the_legend_has_all_that_is_drawn()
     ]
     box, page = figure.legends[0].get_window_extent(), figure.bbox
     assert box.x0 > 0 and box.x1 < page.x1 and box.y0 > 0
+
+
+def _some_changes():
+    """All 72 changes, with intervals; a third of them are significant."""
+    rng = np.random.default_rng(0)
+    changes = []
+    for source in TASKS:
+        for target in others(source):
+            percent, half = rng.normal(0, 5), rng.uniform(1, 8)
+            changes.append(
+                graphs.Change(
+                    source,
+                    target,
+                    percent,
+                    percent - half,
+                    percent + half,
+                    {},
+                    p=0.5,
+                    significant=len(changes) % 3 == 0,
+                )
+            )
+    return changes
+
+
+@pytest.mark.parametrize("changes", [graphs.paper_changes(), _some_changes()])
+def test_every_change_is_one_point_in_its_panel_and_points_are_sorted(changes):
+    figure = graphs.draw_changes(changes, "")
+    figure.draw_without_rendering()
+    drawn = []
+    for axes, name in zip(figure.axes, graphs.GRAPHS):
+        points = [line for line in axes.lines if line.get_marker() == "o"]
+        sizes = [point.get_xdata()[0] for point in points]
+        labels = [label.get_text().split(" → ") for label in axes.get_yticklabels()]
+        assert sizes == sorted(sizes, reverse=True) and min(sizes) >= 0
+        low, high = axes.get_ylim()
+        for (source, target), point, size in zip(labels, points, sizes, strict=True):
+            (change,) = [c for c in changes if (c.source, c.target) == (source, target)]
+            assert change.graph == name and abs(change.percent) == size
+            hollow = point.get_markerfacecolor() == "white"
+            assert hollow == (change.significant is False)
+            assert high < point.get_ydata()[0] < low  # the first row is at the top
+        drawn += labels
+    assert sorted(drawn) == sorted([change.source, change.target] for change in changes)
+
+
+def test_an_interval_is_drawn_in_the_direction_of_its_point():
+    accuracy = graphs.Change("PR", "KS", -4.0, -7.0, 1.0, significant=False)  # A is worse without B
+    errors = graphs.Change("SID", "PR", -10.0, -12.0, -8.0, significant=True)  # A is better
+    figure = graphs.draw_changes([accuracy, errors], "")
+    spans = [list(axes.lines[0].get_xdata()) for axes in figure.axes]
+    assert spans == [[7.0, -1.0], [12.0, 8.0]]
+
+
+def test_nothing_in_the_figure_of_changes_is_cut_off_or_lies_on_something_else():
+    figure = graphs.draw_changes(_some_changes(), "runs, seed 0 1 2 3 4 5 6 7 8 9")
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    for axes in figure.axes:
+        box = axes.get_tightbbox()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert box.y0 > legend.y1 and legend.y0 >= 0
+        heights = [label.get_window_extent() for label in axes.get_yticklabels()]
+        assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(heights))
+    left, right = (axes.get_tightbbox() for axes in figure.axes)
+    assert left.x1 <= right.x0

@@ -3,13 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from encoder_tools import speech
+from encoder_tools import LARGE, speech
 from torch import nn
 
 from engine import kernels
 from model import TINY, Hubert, frame_count, random_encoder
-
-LARGE = TINY | {"extractor_mode": "layer_norm", "extractor_conv_bias": True}
 
 
 def in_a_row(hubert: Hubert, waves: list[torch.Tensor]) -> torch.Tensor:

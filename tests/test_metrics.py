@@ -15,6 +15,8 @@ import pytest
 import metrics
 from metrics import (
     accuracy,
+    benjamini_hochberg,
+    benjamini_yekutieli,
     bootstrap,
     diarization_counts,
     diarization_error_rate,
@@ -24,6 +26,7 @@ from metrics import (
     equal_error_rate,
     error_rate,
     paired_bootstrap,
+    paired_t_test,
     ratio,
     slot_cer_counts,
     slot_f1_counts,
@@ -820,3 +823,112 @@ def test_a_hundred_resamples_of_all_trials_of_voxceleb_take_seconds():
     start = time.perf_counter()
     bootstrap(np.stack([labels, scores], -1), eer, samples=100)
     assert time.perf_counter() - start < 5
+
+
+# Significance over training seeds
+
+
+def _differences_with(t, freedom):
+    """`freedom` + 1 numbers whose mean is t standard errors."""
+    values = np.random.default_rng(freedom).normal(size=freedom + 1)
+    values = (values - values.mean()) / values.std(ddof=1)
+    return values + t / math.sqrt(freedom + 1)
+
+
+@pytest.mark.parametrize(
+    "freedom, t, p",
+    [
+        (1, 12.706, 0.05),
+        (2, 4.303, 0.05),
+        (4, 2.776, 0.05),
+        (9, 1.833, 0.10),
+        (9, 2.262, 0.05),
+        (9, 3.250, 0.01),
+        (9, 4.781, 0.001),
+        (30, 2.042, 0.05),
+        (120, 1.980, 0.05),
+        (5000, 1.960, 0.05),  # the normal distribution
+    ],
+)
+def test_the_t_test_agrees_with_the_printed_tables(freedom, t, p):
+    assert paired_t_test(_differences_with(t, freedom)) == pytest.approx((t, p), rel=2e-3)
+    assert paired_t_test(_differences_with(-t, freedom)) == pytest.approx((-t, p), rel=2e-3)
+
+
+def test_the_t_test_agrees_with_students_own_example():
+    # Hours of sleep gained with two drugs (Student, 1908), differences of ten patients; p as in R.
+    sleep = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
+    assert paired_t_test(sleep) == pytest.approx((4.0621, 0.002833), abs=5e-5)
+
+
+@pytest.mark.parametrize("t", [1e-3, 0.1, 1.0, 2.0, 5.0, 11.6, 100.0])
+def test_the_t_test_agrees_with_the_closed_forms_of_one_two_and_three_degrees_of_freedom(t):
+    tails = {
+        1: 2 / math.pi * math.atan(1 / t),
+        2: 1 - t / math.sqrt(2 + t * t),
+        3: 2 / math.pi * (math.atan(math.sqrt(3) / t) - math.sqrt(3) * t / (3 + t * t)),
+    }
+    for freedom, p in tails.items():
+        assert paired_t_test(_differences_with(t, freedom))[1] == pytest.approx(p, rel=1e-6)
+
+
+@pytest.mark.parametrize("freedom", [4, 9, 25, 200])
+def test_the_t_test_agrees_with_a_sum_over_students_density(freedom):
+    x = np.linspace(0, 60, 600_001)
+    density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    area = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    for t in (0.3, 1.0, 2.5, 4.0):
+        p = 1 - np.interp(t, x, area) / area[-1]
+        assert paired_t_test(_differences_with(t, freedom))[1] == pytest.approx(p, rel=1e-3)
+
+
+def test_equal_differences_are_certain_and_no_difference_is_none():
+    assert paired_t_test([0.5, 0.5, 0.5]) == (math.inf, 0.0)
+    assert paired_t_test([-0.5, -0.5]) == (-math.inf, 0.0)
+    assert paired_t_test([0.0, 0.0, 0.0]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("differences", [[], [1.0], [1.0, math.nan], [1.0, math.inf]])
+def test_a_t_test_of_one_difference_or_of_an_infinite_one_is_an_error(differences):
+    with pytest.raises(ValueError, match="two or more finite differences"):
+        paired_t_test(differences)
+
+
+def test_p_values_are_uniform_where_nothing_differs():
+    rng = np.random.default_rng(16)
+    p_values = [paired_t_test(rng.normal(size=10))[1] for _ in range(2000)]
+    assert np.quantile(p_values, [0.05, 0.5, 0.95]) == pytest.approx([0.05, 0.5, 0.95], abs=0.04)
+
+
+BENJAMINI_HOCHBERG_1995 = [  # Section 3.2: a study of heart attacks, 15 hypotheses
+    *(0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262),
+    *(0.5719, 0.6528, 0.7590, 1.0000),
+]
+
+
+def test_benjamini_and_hochbergs_own_example_rejects_the_four_smallest_of_15():
+    assert benjamini_hochberg(BENJAMINI_HOCHBERG_1995, 0.05) == [True] * 4 + [False] * 11
+    # 1 + 1/2 + ... + 1/15 = 3.318: the limits are 0.0010, 0.0020, 0.0030, 0.0040, ...
+    assert benjamini_yekutieli(BENJAMINI_HOCHBERG_1995, 0.05) == [True] * 3 + [False] * 12
+
+
+def test_a_p_value_above_its_own_limit_is_rejected_with_a_larger_one_below_its_limit():
+    assert benjamini_hochberg([0.04, 0.001, 0.05], 0.05) == [True, True, True]
+    assert benjamini_hochberg([0.04, 0.001, 0.051], 0.05) == [False, True, False]
+    assert benjamini_hochberg([], 0.1) == benjamini_yekutieli([], 0.1) == []
+    assert benjamini_hochberg([0.1], 0.1) == benjamini_yekutieli([0.1], 0.1) == [True]
+
+
+def test_false_discoveries_are_as_rare_as_asked_in_any_order_of_the_hypotheses():
+    rng = np.random.default_rng(17)
+    shares, power = [], []
+    for _ in range(300):
+        is_real = rng.permutation([True] * 12 + [False] * 60)
+        seeds = rng.normal(size=(72, 10)) + 1.5 * is_real[:, None]
+        p_values = [paired_t_test(differences)[1] for differences in seeds]
+        found = np.array(benjamini_hochberg(p_values, 0.1))
+        assert not (np.array(benjamini_yekutieli(p_values, 0.1)) & ~found).any()
+        shares.append((found & ~is_real).sum() / max(found.sum(), 1))
+        power.append(found[is_real].mean())
+    # Independent tests: the rate is exactly 0.1 x 60 / 72. One share has a deviation of about 0.08.
+    assert np.mean(shares) == pytest.approx(0.1 * 60 / 72, abs=0.015) and np.mean(power) > 0.8

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchaudio
-from encoder_tools import alone, speech
+from encoder_tools import LARGE, alone, speech
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -30,12 +30,6 @@ from model import (
     seed_random_numbers,
     spec_augment,
 )
-
-LARGE = TINY | {
-    "extractor_mode": "layer_norm",
-    "extractor_conv_bias": True,
-    "encoder_layer_norm_first": True,
-}
 
 
 def torchaudio_states(hubert, wave):

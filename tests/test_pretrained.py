@@ -1,109 +1,38 @@
 """Weights from everywhere: other people's files, whole, damaged or malicious; no download."""
 
-import argparse
 import json
 import os
 import pickle
+import random
 import sys
 import types
 import urllib.error
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 import torchaudio
-from encoder_tools import alone, speech
+from encoder_tools import (
+    alone,
+    fairseq,
+    huggingface,
+    old_weight_norm,
+    save_fairseq,
+    speech,
+    write_safetensors,
+)
 from torch.nn.utils.rnn import pad_sequence
 
-import model
 from engine import pretrained
 from engine.runs import RunError, load_checkpoint
 from model import BASE, NO_NORMALIZATION, TINY, EncoderError, load_encoder, random_encoder
 
 
-def huggingface(state, old):
-    """The names of transformers' HubertForCTC, with its head; `old`: facebook/hubert-base-ls960's weight norm."""
-    renamed = {"hubert.masked_spec_embed": torch.zeros(128), "lm_head.weight": torch.zeros(32, 128)}
-    for name, tensor in state.items():
-        for ours, theirs in (
-            ("encoder.feature_projection", "feature_projection"),
-            ("encoder.transformer", "encoder"),
-        ):
-            name = name.replace(ours, theirs)
-        renamed["hubert." + old_weight_norm(name, old)] = tensor
-    return renamed
-
-
-def fairseq(state):
-    """The names of fairseq's hubert_base_ls960.pt."""
-    renamed = {
-        "mask_emb": torch.zeros(128),
-        "label_embs_concat": torch.zeros(504, 256),
-        "final_proj.weight": torch.zeros(9, 128),
-        "final_proj.bias": torch.zeros(9),
-    }
-    for name, tensor in state.items():
-        for ours, theirs in (
-            ("conv_layers.0.layer_norm.", "conv_layers.0.2."),
-            (".conv.weight", ".0.weight"),
-            ("encoder.feature_projection.projection.", "post_extract_proj."),
-            ("encoder.feature_projection.layer_norm.", "layer_norm."),
-            ("pos_conv_embed.conv.", "pos_conv.0."),
-            ("encoder.transformer.", "encoder."),
-            (".attention.", ".self_attn."),
-            ("feed_forward.intermediate_dense.", "fc1."),
-            ("feed_forward.output_dense.", "fc2."),
-        ):
-            name = name.replace(ours, theirs)
-        if name.startswith("encoder.layers.") and ".final_layer_norm." not in name:
-            name = name.replace(".layer_norm.", ".self_attn_layer_norm.")
-        renamed[old_weight_norm(name, True)] = tensor
-    return renamed
-
-
-def old_weight_norm(name, old=True):
-    """Weight norm as PyTorch before 2.0 spelt it."""
-    new = "parametrizations.weight.original"
-    return name.replace(new + "0", "weight_g").replace(new + "1", "weight_v") if old else name
-
-
-def write_safetensors(path, state):
-    """A file in Hugging Face's format, with the metadata that transformers writes."""
-    header, body = {"__metadata__": {"format": "pt"}}, b""
-    for name, tensor in state.items():
-        raw = tensor.contiguous().numpy().tobytes()
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(tensor.shape),
-            "data_offsets": [len(body), len(body) + len(raw)],
-        }
-        body += raw
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
-
-
-def save_fairseq(path, weights, monkeypatch):
-    """fairseq's checkpoint, with an object of its class Dictionary beside the weights, written without fairseq."""
-    modules = {
-        name: types.ModuleType(name)
-        for name in ("fairseq", "fairseq.data", "fairseq.data.dictionary")
-    }
-    dictionary = type("Dictionary", (), {"__module__": "fairseq.data.dictionary"})
-    modules["fairseq.data.dictionary"].Dictionary = dictionary
-    entry = dictionary()
-    entry.symbols, entry.indices = ["<s>", "0"], {"<s>": 0, "0": 1}
-    with monkeypatch.context() as patch:
-        for name, module in modules.items():
-            patch.setitem(sys.modules, name, module)
-        torch.save(
-            {
-                "args": argparse.Namespace(arch="hubert"),
-                "cfg": {"task": {"_name": "hubert_pretraining"}},
-                "model": weights,
-                "task_state": {"dictionaries": [entry]},
-            },
-            path,
-        )
+def same(one, other):
+    """Do two encoders have the same weights?"""
+    state = other.state_dict()
+    return all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
 
 
 LAYOUTS = (
@@ -221,7 +150,6 @@ def test_hubert_base_is_torchaudios_and_is_read_as_plain_weights(monkeypatch):
         asked.append(dl_kwargs)
         return random_encoder(TINY, seed=5)
 
-    monkeypatch.setattr(model, "BASE", TINY)
     monkeypatch.setattr(torchaudio.pipelines.HUBERT_BASE, "get_model", get_model, raising=False)
     (wave,) = speech(3_000)
     assert torch.equal(
@@ -309,22 +237,167 @@ def test_an_unknown_source_is_one_sentence(tmp_path):
             load_encoder(source)
 
 
-def test_states_equal_those_of_transformers(tmp_path):
-    transformers = pytest.importorskip(
-        "transformers", reason="Hugging Face's transformers is not installed"
-    )
-    config = transformers.HubertConfig(
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        conv_dim=[32] * 7,
-        num_conv_pos_embeddings=32,
-        num_conv_pos_embedding_groups=8,
-    )
-    theirs = transformers.HubertModel(config).eval()
-    theirs.save_pretrained(tmp_path)
-    (wave,) = speech(9_000)
-    with torch.no_grad():
-        expected = theirs(wave[None], output_hidden_states=True).hidden_states
-    assert (alone(load_encoder(str(tmp_path)), wave) - torch.cat(expected)).abs().max() < 1e-5
+# What a file is when it is not the weights
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    {
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 377\n": "git lfs pull",
+        b"<!DOCTYPE html>\n<html><body>404</body></html>": "a web page",
+        b"\n  <HTML>": "a web page",
+        b"": "the file is empty",
+        b"Not Found": "'Not Found'",
+        b"\x89HDF\r\n\x1a\n" + bytes(99): "HDF5",
+        b"\x1f\x8b\x08" + bytes(99): "gzip",
+        b"RIFF" + bytes(99): "an audio file",
+        b"PK\x03\x04" + bytes(999): "damaged",
+    }.items(),
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["weights.pt", "pytorch_model.bin", "model.safetensors"])
+def test_a_foreign_file_is_called_what_it_is(content, told, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    source = str(tmp_path / name if name == "weights.pt" else tmp_path)
+    with pytest.raises(EncoderError) as caught:
+        load_encoder(source)
+    assert told in str(caught.value) and str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value) and caught.value.__cause__
+
+
+def test_a_folder_says_what_it_holds_and_a_wrong_name_what_is_similar(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tf_model.h5").write_bytes(b"")
+    with pytest.raises(
+        EncoderError, match=r"folder without weights.*holds config.json, tf_model.h5"
+    ):
+        load_encoder(str(tmp_path))
+    with pytest.raises(EncoderError, match="did you mean tf_model.h5"):
+        load_encoder(str(tmp_path / "tf_modle.h5"))
+    with pytest.raises(EncoderError, match="did you mean hubert_base"):
+        load_encoder("hubert_bas")
+
+
+@pytest.mark.parametrize("source", ["tiny", "random-tiny", "random-hubert_base"])
+def test_names_win_over_folders_of_the_same_name(source, tmp_path, monkeypatch):
+    (tmp_path / source).mkdir()
+    (tmp_path / source / "pytorch_model.bin").write_text("not weights")
+    monkeypatch.chdir(tmp_path)
+    assert load_encoder(source).dim in (128, 768)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + bytes(999), b"foreign"])
+def test_a_damaged_download_names_the_file_to_delete(content, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / "hubert_fairseq_base_ls960.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(content)
+    if content == b"foreign":
+        torch.save({"a": torch.zeros(1)}, cached)
+    with pytest.raises(EncoderError, match=f"^hubert_base: .*delete {cached}"):
+        load_encoder("hubert_base")
+
+
+def test_numpy_numbers_and_arguments_beside_the_weights_are_harmless(tmp_path, monkeypatch):
+    hubert = random_encoder(TINY, seed=1)
+    beside = {
+        "extra_state": {"val_loss": numpy.float64(1.5), "epoch": numpy.int64(3)},
+        "random": numpy.arange(5, dtype=numpy.uint32),
+    }
+    save_fairseq(tmp_path / "a.pt", fairseq(hubert.state_dict()), monkeypatch, **beside)
+    assert same(load_encoder(str(tmp_path / "a.pt")), hubert)
+
+
+def test_a_configuration_object_beside_the_weights_says_how_to_save_them_alone(
+    tmp_path, monkeypatch
+):
+    module = types.ModuleType("omegaconf")
+    module.DictConfig = type("DictConfig", (), {"__module__": "omegaconf"})
+    monkeypatch.setitem(sys.modules, "omegaconf", module)
+    torch.save({"model": {}, "cfg": module.DictConfig()}, tmp_path / "a.pt")
+    with pytest.raises(EncoderError, match=r"asks for omegaconf.DictConfig.*content\['model'\]"):
+        load_encoder(str(tmp_path / "a.pt"))
+
+
+# Formats
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_safetensors_of_other_numbers_and_with_counters_are_read(dtype, tmp_path):
+    hubert = random_encoder(TINY, seed=2)
+    state = {name: x.to(dtype) for name, x in hubert.state_dict().items()}
+    state = huggingface(state) | {
+        "hubert.position_ids": torch.arange(5),
+        "hubert.counted": torch.tensor(True),
+        "hubert.masked_spec_embed": torch.zeros(3).to(torch.float8_e4m3fn),
+        "lm_head.weight": torch.zeros(0, 3),
+    }
+    write_safetensors(tmp_path / "model.safetensors", state)
+    loaded = load_encoder(str(tmp_path))
+    for name, tensor in hubert.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.to(dtype).float())
+
+
+def test_safetensors_are_recognised_by_their_content(tmp_path):
+    hubert = random_encoder(TINY)
+    write_safetensors(tmp_path / "pytorch_model.bin", huggingface(hubert.state_dict()))
+    torch.save(huggingface(hubert.state_dict()), tmp_path / "model.safetensors")
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        assert same(load_encoder(str(tmp_path / name)), hubert)
+
+
+def test_an_unknown_number_format_is_named(tmp_path):
+    header = {"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
+    raw = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + b"0")
+    with pytest.raises(EncoderError, match="a has the unknown number format F4"):
+        load_encoder(str(path))
+
+
+@pytest.mark.parametrize("format", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_are_read_together_and_a_missing_one_is_named(format, tmp_path):
+    hubert = random_encoder(TINY, seed=4)
+    state = list(huggingface(hubert.state_dict()).items())
+    files = [f"{number}-of-2.{format}" for number in (1, 2)]
+    for file, part in zip(files, (state[:40], state[40:])):
+        if format.startswith("model"):
+            write_safetensors(tmp_path / file, dict(part))
+        else:
+            torch.save(dict(part), tmp_path / file)
+    index = {name: files[number >= 40] for number, (name, _) in enumerate(state)}
+    path = tmp_path / f"{format}.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    for source in (tmp_path, path):
+        assert same(load_encoder(str(source)), hubert)
+    (tmp_path / files[1]).unlink()
+    with pytest.raises(EncoderError, match=f"the shard {files[1]} is not beside it"):
+        load_encoder(str(tmp_path))
+    path.write_text(json.dumps({"weight_map": {"a": "../secret.bin"}}))
+    with pytest.raises(EncoderError, match="secret.bin is not beside it"):
+        load_encoder(str(tmp_path))
+    path.write_text("{}")
+    with pytest.raises(EncoderError, match="malformed"):
+        load_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("layout", ["ours", "fairseq", "huggingface-safetensors"])
+def test_random_damage_ends_in_one_sentence_or_loads(layout, tmp_path, monkeypatch):
+    source = write(layout, random_encoder(TINY), tmp_path, monkeypatch)
+    path = next(path for path in tmp_path.iterdir() if path.suffix != ".json")
+    whole, chance = path.read_bytes(), random.Random(0)
+    sentences = 0
+    for _ in range(25):
+        raw = bytearray(whole)
+        for _ in range(chance.choice((1, 3, 100))):  # most at the start, where headers are
+            place = int(len(raw) * chance.random() ** 8)
+            raw[place] = chance.randrange(256)
+        cut = chance.choice((0, 0, chance.randrange(len(raw))))
+        path.write_bytes(raw[cut:] if chance.random() < 0.5 else raw[: len(raw) - cut])
+        try:
+            load_encoder(source)
+        except EncoderError as error:
+            assert str(path) in str(error) or source in str(error)
+            assert "\n" not in str(error) and error.__cause__
+            sentences += 1
+    assert sentences >= 10
