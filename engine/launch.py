@@ -237,8 +237,8 @@ def friendly_errors(debug: bool = False, after_stop: str = "") -> Iterator[None]
     Ctrl-C prints one line, which `after_stop` ends, and exits with code 130. Output never stops the
     work.
     """
-    streams, hook = (sys.stdout, sys.stderr), sys.unraisablehook
-    sys.unraisablehook = _ignore_loader_end
+    streams = sys.stdout, sys.stderr
+    sys.unraisablehook = _ignore_loader_end  # also after the end of this block
     sys.stdout, sys.stderr = ForgivingStream(sys.stdout), ForgivingStream(sys.stderr)
     try:
         yield
@@ -255,7 +255,6 @@ def friendly_errors(debug: bool = False, after_stop: str = "") -> Iterator[None]
         sys.exit(2)
     finally:
         sys.stdout, sys.stderr = streams
-        sys.unraisablehook = hook
 
 
 def _ignore_loader_end(problem) -> None:
