@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from data import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 from engine.launch import friendly_errors
-from engine.runs import RunError, save
-from model import NO_NORMALIZATION, TINY
+from engine.runs import RunError, atomic_file, save_text
+from model import TINY
 from toy.synthesis import check_writable, unlabelled
 
 CLUSTERS = 64
@@ -98,7 +98,8 @@ def build_model() -> nn.Module:
     """torchaudio's HuBERT for pretraining, with the size of TINY and random weights."""
     import torchaudio
 
-    sizes = {key: value for key, value in TINY.items() if key not in NO_NORMALIZATION}
+    sizes = {name: value for name, value in TINY.items()
+             if name.startswith(("extractor_", "encoder_"))}
     return torchaudio.models.hubert_pretrain_model(
         **sizes, num_classes=CLUSTERS, final_dim=64, feature_grad_mult=None, skip_masked=False,
         skip_nomask=True, mask_prob=0.65, mask_length=8, mask_selection="static", mask_other=0.0,
@@ -125,14 +126,13 @@ def pretrain(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     waves = [torch.from_numpy(wave) for wave in unlabelled(args.hours * 3600, args.seed)]
-    held_out = max(args.batch, len(waves) // 20)    # utterances for validation, about 5 %
-    last = len(waves) - held_out
-    if last < args.batch:
-        raise RunError(f"{len(waves)} utterances are too few for --batch {args.batch}; take more "
-                       "--hours")
     labels = cluster_labels(waves, generator)
+    last = len(waves) - max(args.batch, len(waves) // 20)   # 5 % are for validation only
     training = similar_lengths(labels, range(last), args.batch)
     validation = similar_lengths(labels, range(last, len(waves)), args.batch)[::4]
+    if not training:
+        raise RunError(f"{len(waves)} utterances are too few for --batch {args.batch}; take more "
+                       "--hours")
 
     net = build_model()
     optimizer = torch.optim.Adam(net.parameters(), lr=args.lr, betas=(0.9, 0.98), eps=1e-6)
@@ -163,9 +163,10 @@ def write(net: nn.Module, curve: list[dict], args: argparse.Namespace) -> None:
     path = Path(args.out)
     weights = {name: tensor.half() for name, tensor in net.wav2vec2.state_dict().items()}
     content = {"config": TINY, "state_dict": weights, "arguments": vars(args)}
-    save(path, lambda file: torch.save(content, file))
+    with atomic_file(path) as file:
+        torch.save(content, file)
     lines = "".join(json.dumps(point) + "\n" for point in curve)
-    save(path.with_suffix(".jsonl"), lambda file: file.write(lines.encode()))
+    save_text(path.with_suffix(".jsonl"), lines)
 
 
 def main() -> None:
