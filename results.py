@@ -94,6 +94,7 @@ def without_seed(config: RunConfig) -> dict:
     """A configuration as JSON without seed, fold and data, here and in its prerequisites."""
 
     def strip(values: dict) -> dict:
+        """One level of the configuration."""
         dropped = ("seed", "fold", "data", "encoder_run", "built_on")
         kept = {key: value for key, value in values.items() if key not in dropped}
         parts = [strip(other) for other in values["built_on"].values()]

@@ -174,17 +174,22 @@ def train(run: Run, config: RunConfig, options: Options, quiet: bool = False) ->
     batches = batches_from(session.step, config, corpora["train"], features["train"], options)
     training_loop(session, network, model, config, batches, evaluate_on_dev)
 
-    # Finish
-    state = session.finish()
+    finish(session, config, corpora, features, options, quiet)
+    torch.set_num_threads(threads)
+
+
+def finish(session: Session, config: RunConfig, corpora: dict, features: dict, options: Options,
+           quiet: bool) -> None:
+    """Keep the best head, score test and write result.json."""
+    state, model = session.finish(), session.model
     if rank() == 0:
         rows = predict_and_score(model, corpora["test"], features["test"], options.workers, quiet)
         constant = {name: constant_scores(TASKS[name], corpora["train"][name], corpus)
                     for name, corpus in corpora["test"].items()}
         thresholds = dev_thresholds(model, corpora["dev"], features["dev"], options.workers, quiet)
-        write_result(folder, config, session.seconds(), rows, weights_digest(state), constant,
-                     thresholds)
-        rmtree(folder / "cache", ignore_errors=True)
-    torch.set_num_threads(threads)
+        write_result(session.folder, config, session.seconds(), rows, weights_digest(state),
+                     constant, thresholds)
+        rmtree(session.folder / "cache", ignore_errors=True)
     wait_for_all()
 
 

@@ -41,8 +41,9 @@ def load_recording(path: str, corpus: Corpus) -> np.ndarray:
         message = str(error).removeprefix(f"{corpus.task}: ").removesuffix(f"; {REPLACE}")
         raise DataError(message) from error
     silence = ", without silence," if corpus.trim else ""
-    check(len(wave) >= RECEPTIVE_FIELD, f"{path} has {len(wave)} samples{silence} and {corpus.task} "
-          f"needs {RECEPTIVE_FIELD}; take a longer recording, or other tasks by --task")
+    check(len(wave) >= RECEPTIVE_FIELD,
+          f"{path} has {len(wave)} samples{silence} and {corpus.task} needs {RECEPTIVE_FIELD}; "
+          "take a longer recording, or other tasks by --task")
     return wave
 
 
