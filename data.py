@@ -19,7 +19,7 @@ from engine.files import (DataError, check, data_folder, find_path, list_unread,
                           read_rttm)
 from engine.launch import friendly_errors
 from engine.measure import corpus_digest, measure_corpus  # noqa: F401 (as above)
-from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, HOP, KEYWORDS, LABEL_HOP, PHONEMES, PR_SYMBOLS,
+from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, KEYWORDS, LABEL_HOP, PHONEMES, PR_SYMBOLS,
                    RECEPTIVE_FIELD, SAMPLE_RATE, SF_SYMBOLS, SPEAKERS, VOICES, decode_slots,
                    diarization_labels, encode, keyword_split, slot_tokens)
 
