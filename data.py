@@ -17,8 +17,9 @@ import torch
 from corpus import Corpus, Utterance, load_audio  # noqa: F401 (for importers of data)
 from engine.files import (check, data_folder, find_path, list_unread, printable, read_lines,
                           read_rttm)
+from engine.launch import friendly_errors
 from engine.measure import corpus_digest, measure_corpus  # noqa: F401 (as above)
-from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, HOP, KEYWORDS, LABEL_HOP, PHONEMES, PR_SYMBOLS,
+from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, KEYWORDS, LABEL_HOP, PHONEMES, PR_SYMBOLS,
                    RECEPTIVE_FIELD, SAMPLE_RATE, SF_SYMBOLS, SPEAKERS, VOICES, decode_slots,
                    diarization_labels, encode, keyword_split, slot_tokens)
 
@@ -442,7 +443,8 @@ def read_er(root, split: str, skip_broken=False, cache: Path | None = None,
 def main() -> bool:
     """The data doctor; -> whether anything is wrong."""
     from tools.doctor import main as doctor
-    return doctor()
+    with friendly_errors():
+        return doctor()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""The README is true: its commands and Python blocks run, its file table has the right line counts."""
+"""README and docs are true: their commands, Python blocks and the tenth task run, their links lead
+somewhere, and README stays short."""
 
 import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,107 +16,105 @@ from conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(
-    set(
-        re.findall(
-            r"(?:^|`)((?:python|torchrun) [^`#|\n]*(?:\.py|-m )[^`#|\n]*[^`#|\s])",
-            README,
-            flags=re.M,
-        )
-    )
-)
-# Not run here: tools.bench at the size of HuBERT Base (test_bench.py runs it with narrow heads), srun (needs Slurm),
-# `make demo` (takes minutes) and `make test` (would call itself).
+PAGES = [ROOT / "README.md", ROOT / "TOUR.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Not run here: tools.bench with HuBERT Base (test_bench.py runs it with narrow heads), the toy
+# corpus (minutes; the fixture `root` is a smaller one), srun (needs Slurm), `make demo` (minutes)
+# and `make test` (would call itself).
+NOT_RUN = ("tools.bench", "toy.synthesis")
 
 
-def _small(command: str, root: Path, out: Path) -> list[str]:
-    """A command of the README with a tiny corpus, few steps, and nothing written into the repository."""
-    words = shlex.split(
-        command.replace("DIR", str(root))
-        .replace("PR,ASR", "KS,IC")
-        .replace("--seed 0 1 2", "--seed 0")
-        .replace("--fold 1 2 3 4 5", "--fold 2")
-    )
-    launch = []
-    if words[0] == "torchrun":
-        port = str(29_100 + os.getpid() % 300)
-        launch = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            "--master_port",
-            port,
-        ]
-        words = ["python", *words[words.index("train.py") :], "--heads", "fresh"]
-    module = words[1] == "-m"
-    script, flags = words[1 + module], words[2 + module :]
-    folder = [] if "--runs" in flags else ["--runs", str(out / ("together" if launch else "runs"))]
-    flags = [str(out / flag) if flag.startswith(("runs", "figures")) else flag for flag in flags]
-    more = {
-        "train.py": [
-            *SMALL,
-            *folder,
-            "--out",
-            str(out / "figures"),
-            *([] if "--data" in flags else ["--data", str(root)]),
-        ],
-        "evaluate.py": [] if "--run" in flags else [*folder, "--out", str(out / "figures")],
-        "graphs.py": [],
-        "data.py": [],
-        "toy.pretrain": [
-            "--hours",
-            "0.01",
-            "--steps",
-            "2",
-            "--batch",
-            "2",
-            "--out",
-            str(out / "tiny.pt"),
-        ],
-        "toy.synthesis": ["--out", str(out / "toy")],
-        "tools.tour": [
-            "--data",
-            str(root),
-            "--runs",
-            str(out / "runs"),
-            "--out",
-            str(out / "figures"),
-        ],
-    }[script]
-    return [*launch, *(["-m"] if module else []), script, *flags, *more]
+def text_of(page: Path) -> str:
+    """A page without its HTML comments."""
+    return re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
 
 
-def _run(command: str, root: Path, out: Path) -> None:
-    """Run a command in this process, as if in the shell (torchrun: in processes of its own); it must succeed."""
-    words = _small(command, root, out)
-    if words[0] == sys.executable:
-        done = subprocess.run(
-            words,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=170,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return
-    before, sys.argv = sys.argv, words[1:] if words[0] == "-m" else words
+def commands() -> list[str]:
+    """Every command that a page shows, in a line of its own or between backticks."""
+    pattern = r"(?:^|`)((?:python|torchrun) [^`#|\n]*(?:\.py|-m )[^`#|\n]*[^`#|\s])"
+    found = set()
+    for page in PAGES:
+        found.update(re.findall(pattern, text_of(page), flags=re.MULTILINE))
+    return sorted(command for command in found if not any(name in command for name in NOT_RUN))
+
+
+def python_blocks() -> list:
+    """The Python blocks of README and docs; test_tour.py runs those of TOUR.md."""
+    blocks = []
+    for page in PAGES:
+        if page.name != "TOUR.md":
+            for code in re.findall(r"```python\n(.*?)```", text_of(page), flags=re.DOTALL):
+                blocks.append(pytest.param(code, id=f"{page.name}, {code.splitlines()[0]}"))
+    return blocks
+
+
+def small_flags(script: str, flags: list[str], root: Path, out: Path, folder: str) -> list[str]:
+    """More flags for a command: a tiny corpus, few steps, nothing written into the repository."""
+    figures = ["--out", str(out / "figures")]
+    runs = [] if "--runs" in flags else ["--runs", str(out / folder)]
+    if script == "train.py":
+        data = [] if "--data" in flags else ["--data", str(root)]
+        return [*SMALL, *runs, *figures, *data]
+    if script == "evaluate.py":
+        return [] if "--run" in flags else [*runs, *figures]
+    if script == "tools.tour":
+        return ["--data", str(root), *runs, *figures]
+    if script == "tools.notebook":
+        return ["--out", str(out / "TOUR.ipynb")]
+    if script == "toy.pretrain":
+        small = "--hours 0.01 --steps 2 --batch 2 --out".split()
+        return [*small, str(out / "tiny.pt")]
+    assert script in ("graphs.py", "data.py"), f"no small settings for {script}"
+    return []
+
+
+def small_command(command: str, root: Path, out: Path) -> list[str]:
+    """The words of a command after python, with small settings."""
+    replaced = {"DIR": str(root), "PR,ASR": "KS,IC", "--seed 0 1 2": "--seed 0",
+                "--fold 1 2 3 4 5": "--fold 2"}
+    for old, new in replaced.items():
+        command = command.replace(old, new)
+    launcher, *words = shlex.split(command)
+    folder = "runs"
+    if launcher == "torchrun":
+        words = [*words[words.index("train.py"):], "--heads", "fresh"]
+        folder = "together"
+    module = ["-m"] if words[0] == "-m" else []
+    script, *flags = words[len(module):]
+    for position, flag in enumerate(flags):
+        if flag.startswith(("runs", "figures")):
+            flags[position] = str(out / flag)
+    return [*module, script, *flags, *small_flags(script, flags, root, out, folder)]
+
+
+def run_together(words: list[str]) -> None:
+    """Run a program in two processes of torchrun; it must succeed."""
+    port = str(29_100 + os.getpid() % 300)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    done = subprocess.run([sys.executable, *launch, *words], cwd=ROOT, capture_output=True,
+                          text=True, timeout=170, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run_here(words: list[str], monkeypatch) -> None:
+    """Run a program in this process, as from the shell; it must succeed."""
+    is_module = words[0] == "-m"
+    monkeypatch.setattr(sys, "argv", words[1:] if is_module else words)
     try:
-        if words[0] == "-m":
+        if is_module:
             runpy.run_module(words[1], run_name="__main__")
         else:
             runpy.run_path(str(ROOT / words[0]), run_name="__main__")
     except SystemExit as stop:
-        assert not stop.code, f"{command}: exit code {stop.code}"
-    finally:
-        sys.argv = before
+        assert not stop.code, f"exit code {stop.code}"
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "tools.bench" not in c])
-def test_a_command_of_the_readme_runs(command, root, workshop):
-    _run(command, root, workshop)
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_pages_runs(command, root, workshop, monkeypatch):
+    words = small_command(command, root, workshop)
+    if command.startswith("torchrun"):
+        run_together(words)
+    else:
+        run_here(words, monkeypatch)
 
 
 def test_scenario_all_ends_with_the_table_and_the_graphs(workshop):
@@ -123,6 +123,61 @@ def test_scenario_all_ends_with_the_table_and_the_graphs(workshop):
         assert (workshop / "figures" / name).exists()
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, flags=re.S))
-def test_a_python_block_of_the_readme_runs(block):
-    exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize("block", python_blocks())
+def test_a_python_block_of_the_pages_runs(block):
+    exec(compile(block, "a page", "exec"), {})
+
+
+def test_the_readme_has_at_most_1300_words():
+    words = [word for word in text_of(ROOT / "README.md").split() if re.search(r"\w", word)]
+    assert len(words) <= 1300
+
+
+def test_every_program_that_the_readme_names_exists():
+    named = set(re.findall(r"`((?:\w+/)?\w+\.py)`", README))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)]+)\)", text_of(page)):
+        if not link.startswith("https://"):
+            assert (page.parent / link).exists(), link
+
+
+def with_tenth_task(diff: str, folder: Path) -> None:
+    """A copy of the program with the lines that docs/DATA.md adds to data.py and tasks.py."""
+    for path in ("engine", "toy", "tools"):
+        shutil.copytree(ROOT / path, folder / path)
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.json")]:
+        shutil.copy(path, folder)
+    reader, lines = diff.replace("\n+", "\n").split("\ntasks.py\n")
+    reader = reader.removeprefix("data.py\n")
+    import_line, row = lines.split("\n", 1)
+
+    end_of_data = '\n\ndef main('
+    data = (folder / "data.py").read_text()
+    assert data.count(end_of_data) == 1
+    (folder / "data.py").write_text(data.replace(end_of_data, f"\n\n{reader}\n{end_of_data}"))
+
+    end_of_table = "\n)}\n"
+    tasks = (folder / "tasks.py").read_text()
+    assert tasks.count(end_of_table) == 1
+    tasks = tasks.replace(end_of_table, f"\n{row})}}\n")
+    (folder / "tasks.py").write_text(tasks.replace("\nimport", f"\n{import_line}\nimport", 1))
+
+
+def test_the_tenth_task_of_the_docs_needs_only_the_lines_shown(root, tmp_path):
+    page = text_of(ROOT / "docs" / "DATA.md")
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, flags=re.DOTALL)
+    for line in diff.splitlines():
+        assert line.startswith("+") or line in ("", "data.py", "tasks.py")
+    with_tenth_task(diff, tmp_path)
+    command = ["train.py", "--scenario", "transfer", "--task", "GR", "--data", str(root), *SMALL]
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "GR acc" in done.stdout
+    finished = {path.parent.name for path in tmp_path.glob("runs/*/result.json")}
+    assert {"ssl-GR", "leave-one-out-GR", "transfer-GR"} < finished
+    assert len(finished) == 12  # ten heads

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from data import Corpus, load_audio
 from engine.launch import friendly_errors
-from engine.runs import save
+from engine.runs import atomic_file
 from rules import SAMPLE_RATE, diarization_labels
 from tasks import TASKS, Task
 from toy.synthesis import check_writable
@@ -166,7 +166,8 @@ def main() -> None:
     with friendly_errors(debug=False):
         check_writable(path)
         figure = draw(args.data, args.runs)
-        save(path, lambda file: figure.savefig(file, dpi=130))
+        with atomic_file(path) as file:
+            figure.savefig(file, dpi=130)
         print(f"wrote {path}")
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from data import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 from engine.launch import friendly_errors
-from engine.runs import RunError, save
+from engine.runs import RunError, atomic_file, save_text
 from model import TINY
 from toy.synthesis import check_writable, unlabelled
 
@@ -98,8 +98,10 @@ def build_model() -> nn.Module:
     """torchaudio's HuBERT for pretraining, with the size of TINY and random weights."""
     import torchaudio
 
+    sizes = {name: value for name, value in TINY.items()
+             if name.startswith(("extractor_", "encoder_"))}
     return torchaudio.models.hubert_pretrain_model(
-        **TINY, num_classes=CLUSTERS, final_dim=64, feature_grad_mult=None, skip_masked=False,
+        **sizes, num_classes=CLUSTERS, final_dim=64, feature_grad_mult=None, skip_masked=False,
         skip_nomask=True, mask_prob=0.65, mask_length=8, mask_selection="static", mask_other=0.0,
         mask_min_space=1, no_mask_overlap=False, mask_channel_prob=0.0, mask_channel_length=10,
         mask_channel_selection="static", mask_channel_other=0.0, mask_channel_min_space=1,
@@ -161,9 +163,10 @@ def write(net: nn.Module, curve: list[dict], args: argparse.Namespace) -> None:
     path = Path(args.out)
     weights = {name: tensor.half() for name, tensor in net.wav2vec2.state_dict().items()}
     content = {"config": TINY, "state_dict": weights, "arguments": vars(args)}
-    save(path, lambda file: torch.save(content, file))
+    with atomic_file(path) as file:
+        torch.save(content, file)
     lines = "".join(json.dumps(point) + "\n" for point in curve)
-    save(path.with_suffix(".jsonl"), lambda file: file.write(lines.encode()))
+    save_text(path.with_suffix(".jsonl"), lines)
 
 
 def main() -> None:
