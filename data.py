@@ -17,6 +17,7 @@ import torch
 from corpus import Corpus, Utterance, load_audio  # noqa: F401 (for importers of data)
 from engine.files import (DataError, check, data_folder, find_path, list_unread, read_lines,
                           read_rttm)
+from engine.launch import friendly_errors
 from engine.measure import corpus_digest, measure_corpus  # noqa: F401 (as above)
 from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, HOP, KEYWORDS, LABEL_HOP, PHONEMES, PR_SYMBOLS,
                    RECEPTIVE_FIELD, SAMPLE_RATE, SF_SYMBOLS, SPEAKERS, VOICES, decode_slots,
@@ -448,7 +449,9 @@ READERS = {"PR": read_pr, "ASR": read_asr, "KS": read_ks, "SID": read_sid, "ASV"
 def main() -> bool:
     """The data doctor; -> whether anything is wrong."""
     from tools.doctor import main as doctor
-    return doctor()
+
+    with friendly_errors():
+        return doctor()
 
 
 if __name__ == "__main__":

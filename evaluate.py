@@ -18,10 +18,11 @@ from batches import collate, in_chunks, load_ahead
 from data import Corpus
 from engine.frozen import ENCODING_SECONDS, FrozenFeatures
 from engine.launch import friendly_errors, progress, say
-from engine.runs import (FORMAT, RunError, file_digest, read_config, read_json, save_json_lines,
-                         save_result)
+from engine.runs import (FORMAT, RunError, file_digest, load_checkpoint, read_config, read_json,
+                         save_json_lines, save_result, weights_digest)
 from engine.session import restore
-from model import MultiTask, encoder_digest
+from metrics import eer_threshold
+from model import Hubert, MultiTask, encoder_digest, load_encoder
 from results import check_comparable, print_results, read_results, table_cells
 from scenarios import RunConfig, build_model, load_config, load_run_encoder
 from tasks import TASKS, read_corpus, score, summarise
@@ -55,12 +56,24 @@ def predict_and_score(model: MultiTask, corpora: dict[str, Corpus],
     return rows
 
 
+def dev_thresholds(model: MultiTask, dev: dict[str, Corpus],
+                   features: dict[str, FrozenFeatures | None], workers: int = 0,
+                   quiet: bool = False) -> dict[str, float]:
+    """{task: the cosine at which the errors on its dev trials are equal}, for tasks with trials."""
+    with_trials = {name: corpus for name, corpus in dev.items() if corpus.trials}
+    thresholds = {}
+    for name, rows in predict_and_score(model, with_trials, features, workers, quiet).items():
+        labels, cosines = [row["reference"] for row in rows], [row["prediction"] for row in rows]
+        thresholds[name] = eer_threshold(labels, cosines)
+    return thresholds
+
+
 def write_result(folder: Path, config: RunConfig, seconds: float, rows: dict[str, list[dict]],
-                 weights: str, constant: dict[str, dict]) -> None:
+                 weights: str, constant: dict[str, dict], thresholds: dict[str, float]) -> None:
     """Write predictions/<TASK>.jsonl, then result.json, whose presence says that the run is done.
 
     result.json keeps a digest of each file of predictions and of the weights. `constant`: what the
-    best constant answer scores, by task (tasks.constant_scores).
+    best constant answer scores, by task (tasks.constant_scores). `thresholds`: of `dev_thresholds`.
     """
     digests = {}
     for name, items in rows.items():
@@ -72,7 +85,8 @@ def write_result(folder: Path, config: RunConfig, seconds: float, rows: dict[str
         "left_out": config.left_out, "setting": config.setting, "seed": config.seed,
         "fold": config.fold, "steps": config.steps, "seconds": round(seconds, 1),
         "metrics": {name: summarise(TASKS[name], items) for name, items in rows.items()},
-        "constant": constant, "predictions": digests, "weights": weights})
+        "constant": constant, "thresholds": thresholds, "predictions": digests,
+        "weights": weights})
 
 
 # The command line
@@ -81,27 +95,67 @@ def write_result(folder: Path, config: RunConfig, seconds: float, rows: dict[str
 def evaluate_again(folder: Path, split: str, data: Path | None) -> dict[str, dict[str, float]]:
     """Score a run on dev or test, with its own labels: {task: {metric: percent}}.
 
-    `data`: where the datasets lie now. Raises RunError if the run's encoder or labels changed.
+    `data`: where the datasets lie now. Raises RunError if the run's encoder changed.
     """
     config, recorded = load_config(folder), read_config(folder)["recorded"]
     data = data or Path(recorded["data"])
     if not data.is_dir():
         raise RunError(f"there is no folder {data}, where the data of {folder} were; "
                        "name the new place by --data")
-    labels = read_json(folder / "labels.json")
+    model, inputs = load_run(folder, config)
     corpora = {}
     for name in config.tasks:
         corpus = read_corpus(name, data, split, config.fold, recorded["skip_broken"], None)
-        corpora[name] = replace(corpus, labels=labels[name])
+        corpora[name] = replace(corpus, labels=inputs[name].labels)
         if corpus.digest != config.data[name].get(split):
             say(f"note: {name}: the {split} data in {data} are not those of the run")
-    encoder = load_run_encoder(config, recorded["encoder"], folder.parent)
-    if not config.encoder_run and encoder_digest(encoder) != config.encoder:
-        raise RunError(f"the weights of {recorded['encoder']} changed since {folder} was trained")
-    model = build_model(config, encoder, {name: corpus.classes for name, corpus in corpora.items()})
-    restore(model, folder)
     rows = predict_and_score(model, corpora, {})
     return {name: summarise(TASKS[name], items) for name, items in rows.items()}
+
+
+def finished_config(folder: Path) -> RunConfig:
+    """The configuration of a finished run. Raises RunError if it is not there or not finished."""
+    if not (folder / "config.json").exists():
+        raise RunError(f"there is no run {folder}; python train.py makes runs")
+    if not (folder / "result.json").exists():
+        raise RunError(f"{folder} is not finished; the command that began it continues it")
+    return load_config(folder)
+
+
+def load_run(folder: Path, config: RunConfig) -> tuple[MultiTask, dict[str, Corpus]]:
+    """The trained model of a run in evaluation mode, and {task: corpus without utterances}.
+
+    Such a corpus says how audio is loaded and how an output of the head is decoded.
+    """
+    inputs = {}
+    for name, fields in read_json(folder / "inputs.json").items():
+        inputs[name] = Corpus(name, [], **fields)
+    encoder = load_trained_encoder(folder, config)
+    model = build_model(config, encoder, {name: corpus.classes for name, corpus in inputs.items()})
+    restore(model, folder)
+    return model.eval(), inputs
+
+
+def load_trained_encoder(folder: Path, config: RunConfig) -> Hubert:
+    """The encoder under the heads of a finished run.
+
+    (b) keeps it in its checkpoint. Raises RunError if the frozen encoder of another run changed
+    since, whether it is a pretrained one or, in (c), that of (b-2).
+    """
+    if config.trains_encoder:
+        return load_encoder(str(folder / "checkpoint.pt"))
+    saved = read_config(folder)
+    source = saved["recorded"]["encoder"]
+    if config.encoder_run:
+        source = folder.parent / config.encoder_run
+        before = saved["built_on_weights"].get(config.encoder_run)
+        now = weights_digest(load_checkpoint(source))
+    encoder = load_run_encoder(config, source, folder.parent)
+    if not config.encoder_run:
+        before, now = config.encoder, encoder_digest(encoder)
+    if now != before:
+        raise RunError(f"the weights of {source} changed since {folder} was trained")
+    return encoder
 
 
 def main() -> None:

@@ -27,8 +27,13 @@ class Head(nn.Module):
     `predict(features, frames)` returns a list of B predictions in plain Python. Call `eval()`
     first, because some heads have dropout. All numbers are float32 (see `model.MultiTask`).
     Keep `frames` on the CPU: reading a value from the GPU forces a synchronisation.
+
+    `certainty(features, frames)` returns how sure the head is of each of the B predictions: a list
+    of numbers for each, one per slot where there are several, and none for an embedding.
+    `certainty_name` says what the numbers are. Only predict.py uses both.
     """
 
+    certainty_name = ""
     needs_only_mean = False  # True: the head uses only the mean of the features over time
     frame_aligned = False  # True: the targets are tied to time, so features must not be time-warped
 
@@ -38,6 +43,10 @@ class Head(nn.Module):
         Several processes weight their losses with it, so that their average is exact.
         """
         return len(targets)
+
+    def certainty(self, features: Tensor, frames: Tensor) -> list[list[float]]:
+        """No number for any of the B predictions."""
+        return [[] for _ in frames]
 
 
 def to_device_of(reference: Tensor, x: Tensor) -> Tensor:
@@ -78,6 +87,7 @@ class ClassifierHead(Head):
     The first layer then costs T times less.
     """
 
+    certainty_name = "probability"
     needs_only_mean = True
 
     def __init__(self, dim: int, classes: int | tuple, hidden: int = 256):
@@ -107,6 +117,11 @@ class ClassifierHead(Head):
         """The most probable classes: one int per utterance, or one list of ints (several slots)."""
         best = [logits.argmax(1) for logits in self.logits(features, frames)]
         return torch.stack(best, 1).squeeze(1).tolist()
+
+    def certainty(self, features: Tensor, frames: Tensor) -> list[list[float]]:
+        """The probability of the predicted class of each slot."""
+        best = [logits.softmax(1).amax(1) for logits in self.logits(features, frames)]
+        return torch.stack(best, 1).tolist()
 
 
 def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor:
@@ -238,6 +253,8 @@ class CTCHead(Head):
     There is no activation and no context: the features themselves have to encode the phonemes.
     """
 
+    certainty_name = "mean log probability per token"
+
     def __init__(self, dim: int, classes: int, hidden: int = 256):
         super().__init__()
         self.project = nn.Linear(dim, hidden)
@@ -254,6 +271,17 @@ class CTCHead(Head):
     def predict(self, features: Tensor, frames: Tensor) -> list:
         """`greedy_ctc`: one list of token ids per utterance."""
         return greedy_ctc(self.logits(features, frames), frames)
+
+    def certainty(self, features: Tensor, frames: Tensor) -> list[list[float]]:
+        """log p(best alignment) / S of each utterance, for its S predicted tokens.
+
+        The probability of all alignments that read as the prediction is higher. An hour would need
+        too much memory for it. Without a token, S counts as 1.
+        """
+        logits = self.logits(features, frames)
+        best = _fill_padding(logits.log_softmax(-1).amax(-1), to_device_of(logits, frames)).sum(1)
+        tokens = [max(1, len(ids)) for ids in greedy_ctc(logits, frames)]
+        return [[log_p / count] for log_p, count in zip(best.tolist(), tokens)]
 
 
 class BLSTMCTCHead(CTCHead):
@@ -307,6 +335,7 @@ class DiarizationHead(Head):
     """LSTM, Linear: which of K = `classes` speakers talk, every 10 ms (SD)."""
 
     frame_aligned = True
+    certainty_name = "mean probability of a decision"
 
     def __init__(self, dim: int, classes: int = 2, hidden: int = 512):
         super().__init__()
@@ -341,6 +370,14 @@ class DiarizationHead(Head):
         sizes = (2 * frames + 1).tolist()
         probabilities = self.logits(features, frames, max(sizes)).sigmoid().tolist()
         return [rows[:size] for rows, size in zip(probabilities, sizes)]
+
+    def certainty(self, features: Tensor, frames: Tensor) -> list[list[float]]:
+        """The mean probability of the decisions, over label frames and speakers: 0.5 to 1."""
+        sizes = 2 * frames + 1
+        probabilities = self.logits(features, frames, int(sizes.max())).sigmoid()
+        decided = torch.maximum(probabilities, 1 - probabilities).mean(2)  # (B, size)
+        sizes = to_device_of(decided, sizes)
+        return (_fill_padding(decided, sizes).sum(1) / sizes)[:, None].tolist()
 
     def loss_weight(self, targets: list) -> int:
         """The number of label frames: a long recording weighs more than a short one."""

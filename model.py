@@ -49,7 +49,7 @@ LARGE = BASE | {
     "encoder_embed_dim": 1024, "encoder_num_layers": 24, "encoder_num_heads": 16,
     "encoder_ff_interm_features": 4096, "encoder_layer_norm_first": True,
     "encoder_projection_dropout": 0.0, "encoder_dropout": 0.0, "encoder_attention_dropout": 0.0}
-RANDOM = {"random-tiny": TINY, "random-hubert_base": BASE, "random-hubert_large": LARGE}
+UNTRAINED = {"random-tiny": TINY, "random-hubert_base": BASE, "random-hubert_large": LARGE}
 # Replaces a batches.Batch where the encoder is frozen: cached states (L+1, B, T, D), frames (B,).
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 
@@ -102,7 +102,7 @@ class FeatureExtractor(nn.Module):
         """waves [(n,), ...] -> (M, C)."""
         # DIFFERS: torchaudio, fairseq and s3prl convolve padded batches. GroupNorm then takes its
         # statistics over the padding too, which moves features by up to 2 standard deviations.
-        if waves[0].is_cuda:
+        if waves[0].is_cuda:  # the same function, with fewer and larger operations
             return convolve_row(self.conv_layers, waves, frames)
         return torch.cat([self.convolve(wave) for wave in waves])
 
@@ -129,7 +129,7 @@ class FeatureProjection(nn.Module):
 
 
 class PositionalConvolution(nn.Module):
-    """Position embeddings: GELU of a grouped convolution over 128 frames of an utterance."""
+    """Position embeddings: GELU(conv(x)), a grouped convolution over 128 frames of an utterance."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -139,7 +139,8 @@ class PositionalConvolution(nn.Module):
         self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
 
     def forward(self, x: Tensor, frames: list[int]) -> Tensor:
-        """(M, D) -> (M, D); each utterance is convolved on its own, with zeros around it."""
+        """(M, D) -> (M, D); each utterance is convolved alone, with zeros around it. A kernel of
+        even size gives one frame too many, the last one, which is dropped."""
         return F.gelu(convolve_by_fourier(self.conv, x, frames))
 
 
@@ -230,7 +231,7 @@ class Hubert(nn.Module):
         # Scales the gradient of the convolutions, as when HuBERT Base was pretrained.
         self.feature_grad_mult = 0.1
         self.feature_extractor = FeatureExtractor(config)
-        self.encoder = nn.ModuleDict(
+        self.encoder = nn.ModuleDict(  # this level is only there for torchaudio's names
             {"feature_projection": FeatureProjection(config), "transformer": Transformer(config)})
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,8 +247,9 @@ class Hubert(nn.Module):
     def encode(self, waves: list[Tensor]) -> tuple[Tensor, list[int]]:
         """waves [(n,), ...] -> states (L+1, M, D), and the number of frames of each utterance.
 
-        State 0 is the input of the first transformer layer, state l the output of layer l. (With
-        pre-layer-norm, state L is taken after the final norm, as in Hugging Face and s3prl.)
+        State 0 is the input of the first transformer layer, state l the output of layer l. With
+        pre-layer-norm, state L is taken after the final norm (as in s3prl, and as the
+        last_hidden_state of Hugging Face).
 
         Most layers work frame by frame, so the frames of all utterances share large matrix
         products. Attention and convolutions take one utterance at a time: no mask is needed.
@@ -263,7 +265,7 @@ class Hubert(nn.Module):
             waves = [self.normalize(wave) for wave in waves]
         x = self.feature_extractor(waves, frames)  # (M, C)
         if x.requires_grad:
-            x.register_hook(lambda gradient: self.feature_grad_mult * gradient)
+            x.register_hook(lambda gradient: self.feature_grad_mult * gradient)  # as in fairseq
         x = projection(x)  # (M, D)
         x = x + transformer.pos_conv_embed(x, frames)
         if not norm_first:
@@ -314,8 +316,8 @@ def load_encoder(source: str) -> Hubert:
 
     These names win over files and folders of the same name.
     Raises EncoderError, with one sentence, if it cannot be loaded."""
-    if source in RANDOM:
-        return random_encoder(RANDOM[source])
+    if source in UNTRAINED:
+        return random_encoder(UNTRAINED[source])
     config, state = read_weights(source)
     try:
         encoder = Hubert(config)
@@ -338,7 +340,7 @@ def encoder_digest(encoder: Hubert) -> str:
 
 
 class LayerSum(nn.Module):
-    """The weighted sum of all hidden states: softmax weights, equal at first (SUPERB)."""
+    """The weighted sum of all hidden states, sum_l softmax(w)_l state_l; w starts at 0 (SUPERB)."""
 
     def __init__(self, states: int):
         super().__init__()

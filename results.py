@@ -94,6 +94,7 @@ def without_seed(config: RunConfig) -> dict:
     """A configuration as JSON without seed, fold and data, here and in its prerequisites."""
 
     def strip(values: dict) -> dict:
+        """One level of the configuration."""
         dropped = ("seed", "fold", "data", "encoder_run", "built_on")
         kept = {key: value for key, value in values.items() if key not in dropped}
         parts = [strip(other) for other in values["built_on"].values()]
@@ -168,7 +169,10 @@ def interval(runs: list[Result], task: str, metric: str) -> tuple[float, float]:
             raise RunError(f"{runs[0].path} and {run.path} were tested on different utterances")
         seeds.append(pairs)
     ids = sorted(seeds[0])
-    _, low, high = bootstrap([[pairs[name] for name in ids] for pairs in seeds], reduce)
+    try:
+        _, low, high = bootstrap([[pairs[name] for name in ids] for pairs in seeds], reduce)
+    except ValueError as error:  # nothing to score, or a score that is not a number
+        raise RunError(f"{runs[0].path}: {task} {metric}: {error}") from error
     return 100 * low, 100 * high
 
 

@@ -19,7 +19,7 @@ import argparse
 import shlex
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -42,7 +42,7 @@ from engine.launch import (first_process_first, friendly_errors, process_group, 
 from engine.runs import (RunError, check_run, load_checkpoint, locked, save_json, save_text,
                          weights_digest, write_config)
 from engine.session import Session
-from evaluate import predict_and_score, write_result
+from evaluate import dev_thresholds, predict_and_score, write_result
 from model import MultiTask, encoder_digest, load_encoder
 from options import TOY, Options, check_arguments, default_jobs, parse_arguments
 from results import print_results, read_results
@@ -50,6 +50,9 @@ from scenarios import (Inputs, Run, RunConfig, Setting, build_model, in_stages,
                        load_run_encoder, make_config, scenario_runs, with_prerequisites)
 from tasks import TASKS, constant_scores, read_corpus, summarise
 from weighting import pcgrad_backward, uncertainty_total
+
+
+AFTER_STOP = "; the same command continues from the last checkpoint"
 
 
 def lr_scale(step: int, warmup: int | None, steps: int) -> float:
@@ -171,26 +174,38 @@ def train(run: Run, config: RunConfig, options: Options, quiet: bool = False) ->
     batches = batches_from(session.step, config, corpora["train"], features["train"], options)
     training_loop(session, network, model, config, batches, evaluate_on_dev)
 
-    # Finish
-    state = session.finish()
+    finish(session, config, corpora, features, options, quiet)
+    torch.set_num_threads(threads)
+
+
+def finish(session: Session, config: RunConfig, corpora: dict, features: dict, options: Options,
+           quiet: bool) -> None:
+    """Keep the best head, score test and write result.json."""
+    state, model = session.finish(), session.model
     if rank() == 0:
         rows = predict_and_score(model, corpora["test"], features["test"], options.workers, quiet)
         constant = {name: constant_scores(TASKS[name], corpora["train"][name], corpus)
                     for name, corpus in corpora["test"].items()}
-        write_result(folder, config, session.seconds(), rows, weights_digest(state), constant)
-        rmtree(folder / "cache", ignore_errors=True)
-    torch.set_num_threads(threads)
+        thresholds = dev_thresholds(model, corpora["dev"], features["dev"], options.workers, quiet)
+        write_result(session.folder, config, session.seconds(), rows, weights_digest(state),
+                     constant, thresholds)
+        rmtree(session.folder / "cache", ignore_errors=True)
     wait_for_all()
 
 
 def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dict[str, Corpus]]:
-    """{split: {task: corpus}} of a run. Its labels and the files left out are kept in its folder.
+    """{split: {task: corpus}} of a run; of dev only what it evaluates.
 
-    Raises RunError if the data changed since the command began.
+    Where the result is the last step, that is dev of the tasks with trials, for their thresholds.
+    The run's folder keeps which utterances were left out (skipped.txt) and, for predict.py, what a
+    prediction needs of a corpus (inputs.json). Raises RunError if the data changed since the
+    command began.
     """
-    splits = ("train", "dev", "test") if config.evaluate_every else ("train", "test")
     corpora = {split: {name: options.read(name, split, run.fold) for name in run.tasks}
-               for split in splits}
+               for split in ("train", "test")}
+    corpora["dev"] = {name: options.read(name, "dev", run.fold)
+                      for name, test in corpora["test"].items()
+                      if config.evaluate_every or test.trials}
     skipped = []
     for split, sets in corpora.items():
         for name, corpus in sets.items():
@@ -200,8 +215,11 @@ def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dic
             skipped += [f"{name} {split}: {sentence}\n" for sentence in corpus.skipped]
     if rank() == 0:
         folder = options.runs / run.name
-        labels = {name: corpus.labels for name, corpus in corpora["train"].items()}
-        save_json(folder / "labels.json", labels)
+        inputs = {}
+        for name, corpus in corpora["test"].items():
+            inputs[name] = {"labels": corpora["train"][name].labels, "gain": corpus.gain,
+                            "trim": corpus.trim, "crop": corpus.crop}
+        save_json(folder / "inputs.json", inputs)
         if skipped:
             save_text(folder / "skipped.txt", "".join(skipped))
     return corpora
@@ -317,7 +335,7 @@ def make_run(run: Run, configs: dict[Run, RunConfig], options: Options,
 
     `alone`: in a process of its own, which says nothing but its errors.
     """
-    with friendly_errors(options.debug) if alone else nullcontext():
+    with friendly_errors(options.debug, AFTER_STOP) if alone else nullcontext():
         with locked(options.runs / run.name / "run") if world_size() == 1 else nullcontext():
             train(run, configs[run], options, quiet=alone)
 
@@ -328,7 +346,8 @@ def make_requested(args: argparse.Namespace, setting: Setting, options: Options)
         options.runs.mkdir(parents=True, exist_ok=True)
     if options.data == TOY and not options.data.exists() and rank() == 0:
         say(f"making the toy corpus in {TOY} (once)")
-        toy.write_corpus(options.data)
+        with suppress(FileExistsError):  # another command made it meanwhile
+            toy.write_corpus(options.data)
     wait_for_all()
     tasks = args.task or args.tasks
     runs = [run for seed, fold in product(args.seed, args.fold)
@@ -358,7 +377,7 @@ def make_requested(args: argparse.Namespace, setting: Setting, options: Options)
 
 def main() -> None:
     args, setting, options = parse_arguments(__doc__)
-    with friendly_errors(options.debug):
+    with friendly_errors(options.debug, AFTER_STOP):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         read_corpus.cache_clear()

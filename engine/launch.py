@@ -231,20 +231,21 @@ CAUSES = {  # a part of a RuntimeError's text: what the user can do about it
 
 
 @contextmanager
-def friendly_errors(debug: bool = False) -> Iterator[None]:
+def friendly_errors(debug: bool = False, after_stop: str = "") -> Iterator[None]:
     """Guard a program: user errors print one line and exit with code 2; anything else is a bug.
 
-    Ctrl-C prints one line and exits with code 130. Output never stops the work.
+    Ctrl-C prints one line, which `after_stop` ends, and exits with code 130. Output never stops the
+    work.
     """
-    streams, hook = (sys.stdout, sys.stderr), sys.unraisablehook
-    sys.unraisablehook = _ignore_loader_end
+    streams = sys.stdout, sys.stderr
+    sys.unraisablehook = _ignore_loader_end  # also after the end of this block
     sys.stdout, sys.stderr = ForgivingStream(sys.stdout), ForgivingStream(sys.stderr)
     try:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
         reason = str(stop) or "stopped"
-        print(f"{reason}; the same command continues from the last checkpoint", file=sys.stderr)
+        print(f"{reason}{after_stop}", file=sys.stderr)
         sys.exit(130)
     except (DataError, EncoderError, RunError, OSError, RuntimeError, ValueError) as error:
         text = _explanation(error)
@@ -254,7 +255,6 @@ def friendly_errors(debug: bool = False) -> Iterator[None]:
         sys.exit(2)
     finally:
         sys.stdout, sys.stderr = streams
-        sys.unraisablehook = hook
 
 
 def _ignore_loader_end(problem) -> None:

@@ -1,6 +1,6 @@
 """Run folders: atomic writes, locks, JSON, checkpoints, and the comparison of configurations.
 
-runs/<name>/ holds config.json, labels.json, log.jsonl, checkpoint.pt, predictions/<TASK>.jsonl and,
+runs/<name>/ holds config.json, inputs.json, log.jsonl, checkpoint.pt, predictions/<TASK>.jsonl and,
 once the run is finished, result.json.
 """
 

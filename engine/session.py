@@ -16,8 +16,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.launch import any_rank, mean_over_ranks, progress, rank, say, wait_for_all, world_size
-from engine.runs import RunError, load_checkpoint, read_json_lines, save_checkpoint, save_json_lines
+from engine.launch import (
+    any_rank,
+    mean_over_ranks,
+    progress,
+    rank,
+    say,
+    wait_for_all,
+    world_size,
+)
+from engine.runs import (
+    RunError,
+    load_checkpoint,
+    read_json_lines,
+    save_checkpoint,
+    save_json_lines,
+)
 
 
 class Session:

@@ -80,5 +80,5 @@ def fake_run(
         for i, numbers in enumerate(zip(*metrics.values(), strict=True)):
             row = {"id": str(i), "reference": str(i), "prediction": ""}
             rows[task].append(row | dict(zip(metrics, numbers)))
-    write_result(runs / run.name, config, 1.0, rows, f"weights of {run.name}", constant)
+    write_result(runs / run.name, config, 1.0, rows, f"weights of {run.name}", constant, {})
     return runs / run.name

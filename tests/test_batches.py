@@ -19,7 +19,7 @@ def corpus_of(count, lengths=None, balanced=False, task="PR"):
     lengths = [100] * count if lengths is None else lengths
     targets = [int(k % 10 == 0) if balanced else k for k in range(count)]
     utterances = [Utterance(str(k), "", targets[k], None, int(lengths[k])) for k in range(count)]
-    return Corpus(task, utterances, 2, list, balanced=balanced)
+    return Corpus(task, utterances, ["a", "b"], balanced=balanced)
 
 
 @pytest.mark.parametrize("count, batch", [(10, 4), (100, 7), (3, 8), (64, 8), (1, 2)])
@@ -80,7 +80,7 @@ def test_balanced_draws_are_balanced():
     utterances = [
         Utterance(str(k), "", min(k // 11, 2), None, 100) for k in range(34)
     ]  # 11, 11 and 12 of a class
-    chances = Stream(Corpus("KS", utterances, 3, list, balanced=True), 8).chances
+    chances = Stream(Corpus("KS", utterances, ["a", "b", "c"], balanced=True), 8).chances
     assert [sum(chances[:11]), sum(chances[11:22]), sum(chances[22:])] == pytest.approx([1 / 3] * 3)
 
 
@@ -128,7 +128,7 @@ def noise_and_word(tmp_path):
         path = tmp_path / f"{name}.wav"
         soundfile.write(path, 0.1 * random.standard_normal(samples), 16_000)
         utterances.append(Utterance(name, str(path), 0, None, samples))
-    return Corpus("KS", utterances, 1, list, crop=16_000)
+    return Corpus("KS", utterances, ["a"], crop=16_000)
 
 
 def test_padding_is_zero_and_the_draw_number_draws_the_crop(noise_and_word):

@@ -1,8 +1,12 @@
 """The benchmark runs, and what it divides by is right."""
 
+import argparse
 import json
+import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tools import bench
 from model import BASE, TINY, Hubert
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ def small(monkeypatch):
 
 
 def run(monkeypatch, *arguments: str) -> None:
-    """python bench.py, on a few utterances."""
+    """python -m tools.bench, on a few utterances."""
     small = ["--encoder", "tiny", "--device", "cpu", "--utterances", "4", "--repeats", "1"]
     monkeypatch.setattr(sys, "argv", ["bench.py", *small, *arguments])
     bench.main()
@@ -65,6 +71,30 @@ def test_the_table_is_aligned(small, monkeypatch, capsys):
     heading, *lines = capsys.readouterr().out.splitlines()
     end = heading.index("ms") + 2
     assert len(lines) == 12 and all(line[end - 1].isdigit() and line[end] == " " for line in lines)
+
+
+def test_arguments_that_make_no_sense_are_one_sentence(monkeypatch, capsys):
+    for arguments in (["--repeats", "0"], ["--utterances", "-1"], ["--repeats", "two"]):
+        with pytest.raises(SystemExit, match="2"):
+            run(monkeypatch, *arguments)
+        assert f"error: argument {arguments[0]}: invalid positive" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "--device", "cuda")
+    assert "error: --device cuda: PyTorch finds no GPU\n" in capsys.readouterr().err
+
+
+def test_bench_starts_as_a_module():
+    command = [sys.executable, "-m", "tools.bench", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and "x real time" in shown.stdout and shown.stderr == ""
+
+
+def test_the_fastest_of_several_calls_counts():
+    calls = []
+    setting = argparse.Namespace(encoder="tiny", device="cpu", repeats=3, utterances=1)
+    seconds = bench.Bench(setting, None).fastest(lambda: calls.append(time.sleep(len(calls) / 50)))
+    assert len(calls) == 3 and seconds < 0.01
 
 
 @pytest.mark.parametrize("sizes", [TINY, BASE], ids=["tiny", "base"])

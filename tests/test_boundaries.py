@@ -145,7 +145,8 @@ def test_audio_at_another_depth_is_counted(copy):
     deep.mkdir()
     shutil.copy(copy / AUDIO["KS"], deep / "a_nohash_0.wav")
     (said,) = data.read_ks(copy, "train").skipped
-    assert said.startswith("1 .wav file in ") and said.endswith("such as " + str(deep / "a_nohash_0.wav"))
+    assert said.startswith("1 .wav file in ")
+    assert said.endswith("such as " + str(deep / "a_nohash_0.wav"))
 
 
 @pytest.mark.parametrize("task", ["KS", "ASV", "SF"])
@@ -262,7 +263,8 @@ def test_sentences_about_odd_names_are_printable(copy, monkeypatch, capsys):
 def test_rttm_may_have_comments_and_facts_about_speakers(copy):
     before = data.read_sd(copy, "dev").utterances[0].reference
     file = copy / "diarization/dev/rttm"
-    file.write_text(";; made by a tool\nSPKR-INFO m 1 <NA> <NA> <NA> unknown 7 <NA>\n" + file.read_text())
+    comments = ";; made by a tool\nSPKR-INFO m 1 <NA> <NA> <NA> unknown 7 <NA>\n"
+    file.write_text(comments + file.read_text())
     assert data.read_sd(copy, "dev").utterances[0].reference == before
 
 
@@ -356,7 +358,8 @@ def test_the_doctor_prints_a_digest_per_split_when_it_decodes(copy, monkeypatch,
     _, text = doctor(monkeypatch, capsys, copy, "--decode")
     for task in READERS:
         for split in SPLITS:
-            assert re.search(rf"^{task} {split}: the digest of its content is \w{{32}}\.$", text, re.M)
+            line = rf"^{task} {split}: the digest of its content is \w{{32}}\.$"
+            assert re.search(line, text, re.M)
 
 
 def test_list_unread_of_a_folder_that_does_not_exist_is_empty(tmp_path):

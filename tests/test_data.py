@@ -1018,7 +1018,11 @@ FAULTS = {  # what is done to a file, where it shows, and what is said
     "missing": (Path.unlink, "header", "no readable audio .no such file."),
     "empty": (lambda path: path.write_bytes(b""), "header", "no readable audio .an empty file."),
     "cut short": (cut_short, "header", "only a part of the audio"),
-    "text": (lambda path: path.write_text("hello\n" * 99), "header", "no readable audio .damaged or not audio, it begins with hello"),
+    "text": (
+        lambda path: path.write_text("hello\n" * 99),
+        "header",
+        "no readable audio .damaged or not audio, it begins with hello",
+    ),
     "no samples": (lambda path: soundfile.write(path, np.zeros(0), 16_000), "header", "no "),
     "not a number": (
         lambda path: soundfile.write(path, np.full(40_000, np.nan), 16_000, subtype="FLOAT"),

@@ -9,14 +9,15 @@ from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
+from conftest import fake_run
 from matplotlib.path import Path
 
 import graphs
-from conftest import fake_run
 from engine.runs import file_digest, read_result, save_result
-from metrics import paired_t_test
+from engine.statistics import paired_t_test
 from scenarios import Run
 from tasks import TASKS
+from tools import drawing
 
 TABLE = json.loads(graphs.PAPER.read_text())
 CHANGES = {(change.source, change.target): change.percent for change in graphs.paper_changes()}
@@ -548,7 +549,7 @@ def test_an_arrow_keeps_off_its_reverse_and_off_the_names_of_other_tasks(name):
         better = {task: -9 if graphs.drawn_metric(task).lower_is_better else 9 for task in TASKS}
         edges = graphs.make_edges([graphs.Change(a, b, better[b]) for a, b in pairs])
         assert len(edges) == 72 and {edge.width.name for edge in edges} == {"thick"}
-    figure = graphs.draw(edges, list(TASKS), "")
+    figure = drawing.draw(edges, list(TASKS), "")
     figure.draw_without_rendering()
     axes = figure.axes[name != "improvement"]
     place = dict(
@@ -577,7 +578,7 @@ def test_an_arrow_keeps_off_its_reverse_and_off_the_names_of_other_tasks(name):
 
 
 def test_a_node_has_the_name_of_its_place_and_the_legend_has_all_that_is_drawn():
-    figure = graphs.draw(PAPER_EDGES, list(TASKS), "Table 1")
+    figure = drawing.draw(PAPER_EDGES, list(TASKS), "Table 1")
     figure.draw_without_rendering()
     for axes in figure.axes:
         assert [text.get_text() for text in axes.texts] == list(TASKS)
@@ -616,7 +617,7 @@ def _some_changes():
 
 @pytest.mark.parametrize("changes", [graphs.paper_changes(), _some_changes()])
 def test_every_change_is_one_point_in_its_panel_and_points_are_sorted(changes):
-    figure = graphs.draw_changes(changes, "")
+    figure = drawing.draw_changes(changes, "")
     figure.draw_without_rendering()
     drawn = []
     for axes, name in zip(figure.axes, graphs.GRAPHS):
@@ -638,13 +639,13 @@ def test_every_change_is_one_point_in_its_panel_and_points_are_sorted(changes):
 def test_an_interval_is_drawn_in_the_direction_of_its_point():
     accuracy = graphs.Change("PR", "KS", -4.0, -7.0, 1.0, significant=False)  # A is worse without B
     errors = graphs.Change("SID", "PR", -10.0, -12.0, -8.0, significant=True)  # A is better
-    figure = graphs.draw_changes([accuracy, errors], "")
+    figure = drawing.draw_changes([accuracy, errors], "")
     spans = [list(axes.lines[0].get_xdata()) for axes in figure.axes]
     assert spans == [[7.0, -1.0], [12.0, 8.0]]
 
 
 def test_nothing_in_the_figure_of_changes_is_cut_off_or_lies_on_something_else():
-    figure = graphs.draw_changes(_some_changes(), "runs, seed 0 1 2 3 4 5 6 7 8 9")
+    figure = drawing.draw_changes(_some_changes(), "runs, seed 0 1 2 3 4 5 6 7 8 9")
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
     for axes in figure.axes:

@@ -140,7 +140,7 @@ def test_the_order_of_the_lines_of_a_table_changes_no_score(
     assert found == result(tmp_path / "runs", "ssl-IC")["metrics"]
 
 
-@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "labels.json"])
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "inputs.json"])
 def test_a_run_keeps_what_it_is_made_of(runs, name):
     assert (runs / "transfer-IC" / name).stat().st_size > 0
 

@@ -1,25 +1,38 @@
-"""The toy corpus: does it sound like what it says, and does it lie on the disk like the real corpora?"""
+"""The toy corpus: its sound, its labels, its folders, two processes at a time; and pretraining."""
 
+import errno
 import filecmp
+import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 import wave
 from collections import Counter, defaultdict
-from hashlib import sha1
+from hashlib import blake2b, sha1
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import toy
-from toy import synthesis, voice
+from engine.runs import locked
+from model import frame_count, load_encoder
+from toy import pretrain, synthesis, voice
 
+ROOT = Path(__file__).parent.parent
 # s3prl's downstream/ctc/vocab/phoneme.txt, without SIL and SPN
 SUPERB_PHONES = set(
-    """AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 B CH D DH EH0 EH1 EH2 ER0
-    ER1 ER2 EY0 EY1 EY2 F G HH IH0 IH1 IH2 IY0 IY1 IY2 JH K L M N NG OW0 OW1 OW2 OY0 OY1 OY2 P R S SH T TH UH0 UH1 UH2
-    UW0 UW1 UW2 V W Y Z ZH""".split()
+    """AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 B CH D DH EH0 EH1
+    EH2 ER0 ER1 ER2 EY0 EY1 EY2 F G HH IH0 IH1 IH2 IY0 IY1 IY2 JH K L M N NG OW0 OW1 OW2 OY0 OY1
+    OY2 P R S SH T TH UH0 UH1 UH2 UW0 UW1 UW2 V W Y Z ZH""".split()
 )
 KEYWORDS = set("yes no up down left right on off stop go".split())
 MAN = voice.Speaker(
@@ -62,7 +75,7 @@ def middle_of(phone, word, speaker):
 
 
 def formants_of(samples, order=18):
-    """Frequencies in Hz of the poles of linear prediction, those that are sharp enough to be formants."""
+    """Frequencies in Hz of the sharp poles of linear prediction: the formants."""
     samples = np.append(samples[0], samples[1:] - 0.95 * samples[:-1]) * np.hamming(len(samples))
     r = np.correlate(samples, samples, "full")[len(samples) - 1 :][: order + 1]
     toeplitz = r[abs(np.subtract.outer(np.arange(order), np.arange(order)))]
@@ -111,7 +124,9 @@ def test_emotions_differ_in_energy_and_pitch_and_rate():
         levels, seconds = [], []
         for seed in range(30):
             samples = voice.speak(
-                "the old dog saw a fish", voice.with_emotion(voice.random_speaker(rng), emotion), seed
+                "the old dog saw a fish",
+                voice.with_emotion(voice.random_speaker(rng), emotion),
+                seed,
             )
             levels.append(10 * np.log10(np.mean(samples**2)))
             seconds.append(len(samples) / 16000)
@@ -383,15 +398,20 @@ def test_files_are_16_khz_mono_16_bit_and_of_the_real_formats(small):
 def test_the_layouts_are_complete_even_when_small(small):
     for pattern in """LibriSpeech/train-clean-100/*/*/*.trans.txt LibriSpeech/dev-clean/*/*/*.flac
             LibriSpeech/test-clean/*/*/*.flac LibriSpeech/librispeech-lexicon-200k-g2p.txt
-            LibriSpeech/librispeech-lexicon-allothers-g2p.txt speech_commands_v0.01/*/*_nohash_0.wav
-            speech_commands_v0.01/_background_noise_/*.wav speech_commands_v0.01/validation_list.txt
-            speech_commands_v0.01/testing_list.txt speech_commands_test_set_v0.01/_unknown_/*.wav
-            speech_commands_test_set_v0.01/_silence_/*.wav VoxCeleb1/dev/wav/id*/*/*.wav VoxCeleb1/test/wav/id*/*/*.wav
-            VoxCeleb1/iden_split.txt VoxCeleb1/veri_test.txt VoxCeleb1/voxceleb1_test_v2.txt VoxCeleb1/veri_dev.txt
+            LibriSpeech/librispeech-lexicon-allothers-g2p.txt
+            speech_commands_v0.01/*/*_nohash_0.wav speech_commands_v0.01/_background_noise_/*.wav
+            speech_commands_v0.01/validation_list.txt speech_commands_v0.01/testing_list.txt
+            speech_commands_test_set_v0.01/_unknown_/*.wav
+            speech_commands_test_set_v0.01/_silence_/*.wav
+            VoxCeleb1/dev/wav/id*/*/*.wav VoxCeleb1/test/wav/id*/*/*.wav
+            VoxCeleb1/iden_split.txt VoxCeleb1/veri_test.txt
+            VoxCeleb1/voxceleb1_test_v2.txt VoxCeleb1/veri_dev.txt
             Libri2Mix/wav16k/max/train-100/mix_both/*.wav Libri2Mix/wav16k/max/dev/mix_both/*.wav
-            Libri2Mix/wav16k/max/test/mix_both/*.wav diarization/train/spk2utt diarization/dev/reco2dur
+            Libri2Mix/wav16k/max/test/mix_both/*.wav
+            diarization/train/spk2utt diarization/dev/reco2dur
             fluent_speech_commands_dataset/data/valid_data.csv SNIPS/valid/Aditi-snips-valid-*.wav
-            SNIPS/all.iob.snips.txt SNIPS/slots.txt IEMOCAP/Session5/dialog/EmoEvaluation/*.txt""".split():
+            SNIPS/all.iob.snips.txt SNIPS/slots.txt
+            IEMOCAP/Session5/dialog/EmoEvaluation/*.txt""".split():
         assert list(small.glob(pattern)), pattern
     assert not (small / "SNIPS/slots.txt").read_text().endswith("\n")
     for table in (small / "fluent_speech_commands_dataset/data").glob("*.csv"):
@@ -414,3 +434,197 @@ def test_the_layouts_are_complete_even_when_small(small):
 def test_an_existing_folder_is_never_overwritten(small):
     with pytest.raises(FileExistsError, match="not empty"):
         toy.write_corpus(small, scale=0.02)
+
+
+def test_the_corpus_of_seed_0_never_changes(full):
+    # Its texts decide every number that README shows, and the sound decides them nearly.
+    clips, texts = full
+    digest = blake2b(digest_size=16)
+    for path in sorted(texts):
+        digest.update("\n".join([path, *texts[path]]).encode())
+    assert digest.hexdigest() == "79ed218812d29dea78cc95ba1c109fd0" and len(clips) == 8486
+    expected = {0: (24320, 0.025093192), 3000: (39840, 0.023073519), -1: (23520, 0.021003175)}
+    for number, (length, rms) in expected.items():
+        samples = voice.render(clips[number]).astype(float)
+        assert len(samples) == length
+        assert np.sqrt(np.mean(samples**2)) == pytest.approx(rms, rel=1e-5)
+
+
+def test_turns_are_the_intervals_between_silences():
+    segments = voice.timing("stop , go", MAN, 3)
+    found = voice.turns(segments)
+    spoken = np.concatenate([[part.phoneme != "sil"] * part.frames for part in segments])
+    rebuilt = np.zeros(len(spoken), bool)
+    for start, stop in found:
+        rebuilt[round(100 * start) : round(100 * stop)] = True
+    assert len(found) == 2 and np.array_equal(spoken, rebuilt)
+
+
+def test_silence_and_hh_have_the_formants_of_the_phoneme_that_follows():
+    segments = voice.timing("he", MAN, 0)
+    assert [part.phoneme for part in segments] == ["sil", "HH", "IY1", "sil"]
+    formants = voice._with_formants(segments)[:, voice.FORMANTS]
+    assert (formants == formants[2]).all() and formants[2, 0] == 270
+    assert voice.PHONEMES["HH"][0, 1] == 0  # the table itself is unchanged
+
+
+def start_writing(root: Path, name: str) -> subprocess.Popen:
+    """A process that writes a small corpus as soon as the file `go` exists; `name` says ready."""
+    program = f"""
+import pathlib, time, toy.synthesis
+root = pathlib.Path({str(root)!r})
+root.with_name({name!r}).touch()
+while not root.with_name("go").exists():
+    time.sleep(0.001)
+toy.write_corpus(root, seed=0, scale=0.02)
+"""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def wait_for(condition) -> None:
+    """Returns once the condition is true."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+
+
+def has_same_files(root: Path, other: Path) -> bool:
+    """Do both folders hold the same files with the same bytes?"""
+    files = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+    others = [path.relative_to(other) for path in other.rglob("*") if path.is_file()]
+    same, _, _ = filecmp.cmpfiles(root, other, files, shallow=False)
+    return sorted(files) == sorted(others) and same == files
+
+
+def test_two_processes_at_once_make_one_corpus(small, tmp_path):
+    root = tmp_path / "corpus"
+    processes = [start_writing(root, name) for name in ("one", "two")]
+    wait_for(lambda: (tmp_path / "one").exists() and (tmp_path / "two").exists())
+    (tmp_path / "go").touch()
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    waited = [text for text, _ in outputs if "waiting for another process" in text]
+    assert len(waited) == 1
+    assert has_same_files(root, small)
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "one", "two", "go"}
+
+
+def test_a_killed_process_leaves_no_corpus_and_stops_nobody(small, tmp_path):
+    root = tmp_path / "corpus"
+    (tmp_path / "go").touch()
+    killed = start_writing(root, "one")
+    wait_for(lambda: list(tmp_path.glob("corpus.partial/LibriSpeech/*/*/*/*.flac")))
+    killed.kill()
+    killed.communicate()
+    assert not root.exists()
+    # had the killed process's workers lived on, they would hold the lock forever
+    again = start_writing(root, "two")
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert has_same_files(root, small)
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "one", "two", "go"}
+
+
+def test_a_waiting_process_accepts_only_the_corpus_that_it_would_write(
+    small, tmp_path, monkeypatch
+):
+    root = tmp_path / "corpus"
+    arrived, outcomes = [], {}
+
+    def note_and_lock(path):
+        arrived.append(path)
+        return locked(path)
+
+    def write(seed):
+        try:
+            outcomes[seed] = toy.write_corpus(root, seed=seed, scale=0.02)
+        except FileExistsError as error:
+            outcomes[seed] = str(error)
+
+    monkeypatch.setattr(synthesis, "locked", note_and_lock)
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in (0, 1)]
+    with locked(root):
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(arrived) == 2)
+        shutil.copytree(small, root)  # seed 0, finished while both wait
+    for thread in threads:
+        thread.join()
+    assert outcomes[0] is None
+    assert "not empty" in outcomes[1]
+    assert has_same_files(root, small)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def write_bytes(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)  # the workers are forked, so it acts
+    with pytest.raises(OSError, match="^cannot write .*corpus .No space left on device.; make "):
+        toy.write_corpus(tmp_path / "corpus", scale=0.02)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.lock"]
+
+
+def test_control_c_ends_in_one_sentence(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toy.synthesis", "--out", str(tmp_path / "corpus")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: list(tmp_path.glob("corpus.partial/LibriSpeech/*/*/*/*.flac")))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped" in errors and "Traceback" not in errors and "Warning" not in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.lock"]
+
+
+@pytest.mark.parametrize("module", [synthesis, pretrain], ids=lambda module: module.__name__)
+def test_an_out_that_cannot_be_written_is_one_sentence(module, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["program", "--out", str(tmp_path / "file" / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: cannot write .*/file/out \(.*\); make room or .*\n", error)
+
+
+def test_a_file_is_not_a_folder_for_a_corpus(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="not a folder"):
+        toy.write_corpus(tmp_path / "file", scale=0.02)
+
+
+def test_mfccs_have_the_frames_of_the_encoder():
+    for samples in (4000, 16000, 16039, 16040, 16239):
+        frames = pretrain.mfcc_frames(torch.randn(samples))
+        assert frames.shape == (frame_count(samples), 39)
+
+
+def run_pretraining(monkeypatch, *arguments: str) -> None:
+    """python -m toy.pretrain, in this process."""
+    monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
+    pretrain.main()
+
+
+def test_pretraining_has_the_losses_that_it_always_had(tmp_path, monkeypatch):
+    out = tmp_path / "new" / "tiny.pt"
+    flags = ["--hours", "0.01", "--steps", "3", "--batch", "2", "--out", str(out)]
+    run_pretraining(monkeypatch, *flags)
+    curve = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert [point["step"] for point in curve] == [3]
+    assert curve[0]["loss"] == pytest.approx(4.6563, abs=2e-3)
+    assert curve[0]["masked_accuracy"] == pytest.approx(0.0385, abs=1e-2)
+    assert load_encoder(str(out)).config == load_encoder("tiny").config
+
+
+def test_too_little_speech_to_pretrain_on_is_one_sentence(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_pretraining(monkeypatch, "--hours", "0.001", "--out", str(tmp_path / "tiny.pt"))
+    assert "too few for --batch 8; take more --hours\n" in capsys.readouterr().err

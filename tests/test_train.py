@@ -297,7 +297,9 @@ def test_a_killed_run_resumes_to_the_same_bits(run_train, root, tmp_path):
         process.send_signal(how)
         said = process.communicate()[0]
     assert (
-        process.returncode == 130 and "the same command continues" in said and "Traceback" not in said
+        process.returncode == 130
+        and "the same command continues" in said
+        and "Traceback" not in said
     )
     run_train(tmp_path / "broken", *flags)
     assert _same(tmp_path / "whole" / "mtl-PR+SD+KS", tmp_path / "broken" / "mtl-PR+SD+KS")

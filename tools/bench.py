@@ -4,7 +4,7 @@
     python -m tools.bench --encoder hubert_base --device cuda --json
 
 Speed is seconds of audio per second (x real time). Arithmetic is a share of what a large matrix
-product reaches in the same precision (% of peak); padding does not count as work. GB is the most
+product reaches in the same precision (% of peak); padding does not count as work. GB is the peak
 memory so far, of the process or on the GPU.
 
 B utterances, T frames (50 Hz), C channels, D dimensions.
@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -52,8 +52,9 @@ def encoder_operations(config: dict, samples: int) -> int:
         products += T * C * inputs * kernel
         inputs = C
     D, layers = config["encoder_embed_dim"], config["encoder_num_layers"]
-    layer = 4 * D + 2 * T + 2 * config["encoder_ff_interm_features"]    # for a frame and dimension:
-    return 2 * (products + T * D * (inputs + layers * layer))           # projections, attention, FF
+    # of a layer, per frame and dimension: projections, attention, feed-forward
+    layer = 4 * D + 2 * T + 2 * config["encoder_ff_interm_features"]
+    return 2 * (products + T * D * (inputs + layers * layer))
 
 
 class Bench:
@@ -63,7 +64,7 @@ class Bench:
         self.device, self.repeats, self.utterances = args.device, args.repeats, args.utterances
         self.folder = folder                    # for audio and cached states
         self.peaks = {}                         # {precision: operations per second}
-        self.transformer_frames = []            # of each call since a measurement began, padded
+        self.transformer_frames = []            # per call in this measurement, with padding
         config = BASE if args.encoder == "hubert_base" else TINY
         self.encoder = random_encoder(config).to(args.device).requires_grad_(False)
         first_layer = self.encoder.encoder.transformer.layers[0]
@@ -94,7 +95,7 @@ class Bench:
         """Operations of a forward pass of the encoder; lengths in samples."""
         return sum(encoder_operations(self.encoder.config, samples) for samples in lengths)
 
-    def row(self, what: str, seconds: float, lengths: list[int] = (), operations: int = 0,
+    def row(self, what: str, seconds: float, lengths: Sequence[int] = (), operations: int = 0,
             precision: str = "", note: str = "") -> dict:
         """A row of the table, for the last call of `fastest`: what, HEADINGS, note.
 
@@ -148,7 +149,7 @@ def noise_corpus(bench: Bench) -> Corpus:
         path = f"{bench.folder}/{samples}.flac"
         soundfile.write(path, torch.randn(samples).numpy() / 10, SAMPLE_RATE)
         utterances.append(Utterance(str(samples), path, (0, 0, 0), [], samples))
-    return Corpus("IC", utterances, (6, 14, 4), list)
+    return Corpus("IC", utterances, [list(range(6)), list(range(14)), list(range(4))])
 
 
 def reading(bench: Bench, corpus: Corpus) -> dict:

@@ -22,7 +22,15 @@ from engine.launch import progress
 from model import FrozenBatch, MultiTask, load_encoder
 from options import Options, default_jobs
 from results import print_table
-from scenarios import Inputs, Run, RunConfig, Setting, build_model, make_config, with_prerequisites
+from scenarios import (
+    Inputs,
+    Run,
+    RunConfig,
+    Setting,
+    build_model,
+    make_config,
+    with_prerequisites,
+)
 from train import freeze
 
 ENCODED = 4  # utterances of each task that the frozen encoder encodes

@@ -2,9 +2,10 @@
 
     python -m toy.synthesis [--out data/toy] [--seed 0]
 
-It stands in for the data of SUPERB (paper, Section 3.1), so the readers of data.py read both. Each
-function named after a corpus plans its recordings and text files; `write_corpus` then renders the
-recordings with the voice of voice.py. The sentences come from the grammars in toy.ini.
+It replaces the data of SUPERB (paper, Section 3.1), and the readers of data.py read both. Each
+function that is named after a real corpus plans recordings and text files like those of that
+corpus. `write_corpus` renders the recordings with the voice of voice.py. The sentences come from
+the grammars in toy.ini.
 """
 import argparse
 import io
@@ -122,7 +123,7 @@ def speech_commands(plan: Plan) -> None:
     for split, first, people, hashes in splits:
         for number, speaker in plan.speakers(first, people):
             for word in [*words[:10], words[10 + number % 20]]:
-                file = f"{word}/{keyword_name(number, *hashes)}"
+                file = f"{word}/{_keyword_name(number, *hashes)}"
                 plan.record(f"{SPEECH_COMMANDS}/{file}", (word, speaker),
                             seconds=plan.rng.uniform(0.7, 1))
                 if split != "train":
@@ -131,7 +132,7 @@ def speech_commands(plan: Plan) -> None:
     for number, speaker in plan.speakers(300, 42):
         # training has half of the unknown words of the test set
         unknown = words[10 + number % 20] if number % 2 else words[30 + number % 100]
-        name = keyword_name(number, 0, 1)
+        name = _keyword_name(number, 0, 1)
         for word in [*words[:10], unknown, "_silence_"]:
             spoken = [] if word == "_silence_" else [(word, speaker)]
             file = f"{word}/{name}"
@@ -143,7 +144,7 @@ def speech_commands(plan: Plan) -> None:
         plan.record(f"{SPEECH_COMMANDS}/_background_noise_/noise_{k}.wav", seconds=20.0)
 
 
-def keyword_name(number: int, low: float, high: float) -> str:
+def _keyword_name(number: int, low: float, high: float) -> str:
     """A file name for a speaker's keywords whose hash is in [low, high).
 
     Speech Commands hashes a name to a number between 0 and 1. Validation has those below 0.1,
@@ -158,7 +159,7 @@ def keyword_name(number: int, low: float, high: float) -> str:
 
 
 def voxceleb(plan: Plan) -> None:
-    """SID and ASV: each video of a speaker has a room of its own; trials have unseen speakers."""
+    """SID and ASV. Each video of a speaker has its own room. Trials have speakers of their own."""
     most = plan.scaled(33, least=8)
     few = plan.scaled(10, least=4)
     groups = (("iden_split", 10001, 40, most), ("other", 10101, 40, few),
@@ -186,7 +187,7 @@ def voxceleb(plan: Plan) -> None:
 
 
 def _long_sentence(plan: Plan, speaker: Speaker) -> str:
-    """A sentence of more than 2 s, which ASV requires of its training data."""
+    """A sentence of more than 2 s, the least that ASV trains on."""
     words = plan.sentence("story")
     while True:
         milliseconds = 0.0
@@ -199,7 +200,7 @@ def _long_sentence(plan: Plan, speaker: Speaker) -> str:
 
 
 def _trials(plan: Plan, paths: list[str], count: int, files: list[str]) -> None:
-    """As many pairs of one speaker as of two speakers, in random order, into each of the files."""
+    """Write equally many pairs of one speaker and of two speakers into each of the files."""
     for same in (True, False):
         pairs = [(a, b) for a, b in combinations(paths, 2) if (a[:7] == b[:7]) == same]
         for i in plan.rng.permutation(len(pairs))[:plan.scaled(count, least=4)]:
@@ -253,7 +254,7 @@ def fluent_speech_commands(plan: Plan) -> None:
         plan.text(table, ",path,speakerId,transcription,action,object,location")
         for number, speaker in plan.speakers(first, people):
             for k in range(each):
-                intent = COMMANDS[12 * row % 31]    # 12 and 31 have no common factor: all occur
+                intent = COMMANDS[12 * row % 31]    # 12 and 31 are coprime, so all occur
                 words = plan.sentence(intent)
                 path = f"wavs/speakers/speaker{number}/{k}.wav"
                 columns = row, path, f"speaker{number}", words.capitalize(), *intent.split(", ")
@@ -311,9 +312,9 @@ def iemocap(plan: Plan) -> None:
 def plan_corpus(seed: int = 0, scale: float = 1.0) -> Plan:
     """The whole corpus, without any sound. `scale` shrinks the numbers of speakers and clips."""
     plan = Plan(seed, scale)
-    for corpus in (librispeech, speech_commands, voxceleb, libri2mix, fluent_speech_commands, snips,
-                   iemocap):
-        corpus(plan)
+    for add_recordings in (librispeech, speech_commands, voxceleb, libri2mix,
+                           fluent_speech_commands, snips, iemocap):
+        add_recordings(plan)
     return plan
 
 
@@ -337,8 +338,8 @@ def write_corpus(root, seed: int = 0, scale: float = 1.0) -> None:
     """Write the corpus into the new folder `root`; the same seed and scale give the same bytes.
 
     If another process is writing it, this one waits, and accepts that corpus if it is the same.
-    A process that is killed leaves no `root`. Raises FileExistsError if `root` exists already and
-    is not an empty folder, and OSError with a clear message if it cannot be written.
+    A process that is killed leaves no incomplete corpus at `root`. Raises FileExistsError if `root`
+    exists and is not an empty folder, and OSError with a clear message if it cannot be written.
     """
     root = Path(root)
     _check_free(root)
@@ -348,7 +349,7 @@ def write_corpus(root, seed: int = 0, scale: float = 1.0) -> None:
         if not is_written(plan, root):      # by the process that this one has waited for
             _check_free(root)
             _write(plan, root)
-        # A finished corpus needs no lock, so the lock file may go even if others wait for it.
+        # Nobody writes a corpus that is finished, so the lock file may go even if others wait.
         root.with_name(f"{root.name}.lock").unlink(missing_ok=True)
 
 
@@ -381,15 +382,23 @@ def _write(plan: Plan, root: Path) -> None:
         for path, lines in plan.texts.items():
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             (partial / path).write_text(_content(path, lines))
-        with ProcessPoolExecutor(min(os.cpu_count(), 2), initializer=_follow_parent) as pool:
-            done = pool.map(_write_clip, [partial] * len(plan.clips), plan.clips, chunksize=16)
-            for _ in tqdm(done, "toy corpus", len(plan.clips), unit="clip"):
-                pass
+        _write_clips(plan, partial)
         partial.rename(root)
     except (OSError, BrokenProcessPool) as error:
         raise _cannot_write(root, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_clips(plan: Plan, folder: Path) -> None:
+    """Render and write all clips, in two processes."""
+    pool = ProcessPoolExecutor(min(os.cpu_count(), 2), initializer=_follow_parent)
+    try:
+        done = pool.map(_write_clip, [folder] * len(plan.clips), plan.clips, chunksize=16)
+        for _ in tqdm(done, "toy corpus", len(plan.clips), unit="clip"):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)      # after Ctrl-C: without the clips that are left
 
 
 def check_writable(path: Path) -> None:
@@ -402,7 +411,7 @@ def check_writable(path: Path) -> None:
 
 
 def _cannot_write(path: Path, error: Exception) -> OSError:
-    """The error for the user."""
+    """An OSError whose message says what failed and what to do."""
     reason = getattr(error, "strerror", None) or str(error)
     return OSError(f"cannot write {path} ({reason}); make room or choose another place")
 

@@ -70,7 +70,7 @@ class Room(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A recording that is still to be made, at least `seconds` long."""
+    """The plan of a recording, at least `seconds` long."""
     path: str
     lines: tuple[Line, ...]         # none, one, or two that are spoken at the same time
     room: Room
