@@ -172,14 +172,13 @@ def train(run: Run, config: RunConfig, options: Options, quiet: bool = False) ->
     training_loop(session, network, model, config, batches, evaluate_on_dev)
 
     # Finish
-    state = session.finish()
+    weights = weights_digest(session.finish())
     if rank() == 0:
         rows = predict_and_score(model, corpora["test"], features["test"], options.workers, quiet)
         constant = {name: constant_scores(TASKS[name], corpora["train"][name], corpus)
                     for name, corpus in corpora["test"].items()}
         thresholds = dev_thresholds(model, corpora["dev"], features["dev"], options.workers, quiet)
-        write_result(folder, config, session.seconds(), rows, weights_digest(state), constant,
-                     thresholds)
+        write_result(folder, config, session.seconds(), rows, weights, constant, thresholds)
         rmtree(folder / "cache", ignore_errors=True)
     torch.set_num_threads(threads)
     wait_for_all()
