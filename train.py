@@ -163,6 +163,7 @@ def train(run: Run, config: RunConfig, options: Options, quiet: bool = False) ->
 
     def evaluate_on_dev(session: Session) -> None:
         task = TASKS[run.tasks[0]]
+        session.check_previous_step()  # weights that are not finite have no score
         rows = predict_and_score(model, corpora["dev"], features["dev"], options.workers, quiet)
         model.train()
         metrics = summarise(task, rows[task.name])

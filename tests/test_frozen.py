@@ -1,8 +1,10 @@
 """The cache of frozen features changes only the time: same logits and losses, one encoder pass."""
 
+import numpy as np
 import pytest
 import torch
 
+import batches
 from batches import Stream, collate
 from engine.frozen import cache_states
 from model import TINY, MultiTask, random_encoder
@@ -84,3 +86,55 @@ def test_a_long_training_recording_is_kept_as_several_crops(root, tmp_path):
     assert crops == min(16, corpus.utterances[noise].samples // corpus.crop) > 1
     a, b = (frozen.batch([(noise, seed)]).states for seed in (0, 1))
     assert not torch.equal(a, b) and torch.equal(a, frozen.batch([(noise, crops)]).states)
+
+
+def test_a_cached_crop_depends_on_seed_utterance_and_crop(root, tmp_path, monkeypatch):
+    corpus = TASKS["KS"].read(str(root), "train")
+    long = [i for i, u in enumerate(corpus.utterances) if u.samples > 2 * corpus.crop]
+    starts = {}  # (seed, utterance, crop): where the crop starts, as a share of what is possible
+    for seed in (0, 1):
+        load = batches.load_audio
+
+        def spy(utterance, corpus, crop_seed, seed=seed, load=load):
+            if crop_seed is not None and utterance.samples > 2 * corpus.crop:
+                slack = utterance.samples - corpus.crop
+                start = int(np.random.default_rng(crop_seed).integers(slack + 1))
+                starts[seed, utterance.id, crop_seed] = round(start / slack, 3)
+            return load(utterance, corpus, crop_seed)
+
+        monkeypatch.setattr(batches, "load_audio", spy)
+        cache_states(random_encoder(TINY), corpus, True, True, tmp_path, 1.0, seed, quiet=True)
+        monkeypatch.setattr(batches, "load_audio", load)
+    assert len(starts) >= 2 * 2 * len(long) and len(long) > 1  # the spy was hit
+    assert len(set(starts.values())) > 0.9 * len(starts)
+    assert len(list(tmp_path.glob("*.f32"))) == 2  # one file per seed
+
+
+def test_a_damaged_index_or_file_is_made_again(root, tmp_path):
+    corpus, encoder = TASKS["IC"].read(str(root), "dev"), random_encoder(TINY)
+    expected = cache_states(encoder, corpus, False, True, tmp_path, 1.0, quiet=True)
+    batch = expected.batch([(0, None), (1, None)]).states.clone()
+    file = next(tmp_path.glob("*.f32"))
+    index = file.with_suffix(".json")
+    for path, content in ((index, "{"), (index, '{"frames": 3}'), (index, "[]"), (file, "x")):
+        path.write_text(content)
+        again = cache_states(encoder, corpus, False, True, tmp_path, 1.0, quiet=True)
+        assert torch.equal(again.batch([(0, None), (1, None)]).states, batch)
+
+
+def test_the_cache_of_another_network_with_equal_weights_is_another_file(root, tmp_path):
+    corpus = TASKS["IC"].read(str(root), "dev")
+    few, many = (random_encoder(TINY | {"encoder_num_heads": heads}) for heads in (4, 8))
+    many.load_state_dict(few.state_dict())
+    states = [cache_states(e, corpus, False, True, tmp_path, 1.0, quiet=True) for e in (few, many)]
+    assert len(list(tmp_path.glob("*.f32"))) == 2
+    assert not torch.equal(states[0].batch([(0, None)]).states, states[1].batch([(0, None)]).states)
+
+
+def test_batches_of_an_evaluation_hold_a_bounded_number_of_frames(root, tmp_path, monkeypatch):
+    corpus = TASKS["PR"].read(str(root), "train")
+    cached = cache_states(random_encoder(TINY), corpus, False, False, tmp_path, 1.0, quiet=True)
+    monkeypatch.setattr("engine.frozen.BATCH_SECONDS", 6)
+    sizes = [batch.states.shape[1] * batch.states.shape[2] for batch in cached.all_batches()]
+    longest = int(cached.frames.max())
+    assert len(sizes) > 1 and max(sizes) <= max(6 * 50, longest)

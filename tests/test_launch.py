@@ -1,0 +1,147 @@
+"""Output, signals, locks and errors never stop the work, and each error names its cause."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import SMALL, result
+from engine import runs as engine_runs
+from engine.launch import ForgivingStream, friendly_errors, progress
+from engine.runs import RunError, atomic_file, locked
+
+ROOT = Path(__file__).parent.parent
+
+
+def shell(command: str, **environment) -> subprocess.CompletedProcess:
+    """A command line in a shell, from the root of the repository."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=170
+    )
+
+
+def train_command(root: Path, runs: Path, *flags: str) -> str:
+    """train.py with small settings, as a line for the shell."""
+    words = [sys.executable, "train.py", "--data", root, "--runs", runs, *SMALL, *flags]
+    return " ".join(map(str, words))
+
+
+@pytest.mark.parametrize(
+    "redirection", ["2>&-", ">&-", ">&- 2>&-", "| head -1", "2>&1 | head -c 1", "> /dev/full"]
+)
+def test_output_that_nobody_reads_does_not_stop_a_run(root, tmp_path, redirection):
+    done = shell(
+        f"{train_command(root, tmp_path, '--scenario', 'ssl', '--task', 'KS')} {redirection}"
+    )
+    assert result(tmp_path, "ssl-KS")["metrics"]["KS"] and "Traceback" not in done.stderr
+
+
+def test_an_ascii_terminal_shows_a_table(workshop):
+    plain = dict(LC_ALL="C", LANG="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    done = shell(f"{sys.executable} evaluate.py --table --runs {workshop / 'runs'}", **plain)
+    assert done.returncode == 0 and "(b-1) MTL all" in done.stdout
+
+
+def test_a_stream_falls_silent_when_its_reader_is_gone():
+    read, write = os.pipe()
+    os.close(read)
+    stream = ForgivingStream(open(write, "w"))
+    stream.write("x" * 100_000)
+    stream.flush()
+    stream.write("still no error")
+    stream.flush()
+
+
+def test_a_log_file_gets_few_lines_of_progress(monkeypatch):
+    lines = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", lines)  # no terminal
+    for _ in progress(range(2_000), "steps", file=lines):
+        time.sleep(0.0005)
+    assert lines.getvalue().count("\r") <= 3
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (RuntimeError("DataLoader worker (pid 3) is killed"), "--workers"),
+        (RuntimeError("unable to write to file </torch_1>: No space left on device"), "/dev/shm"),
+        (RuntimeError("unable to allocate shared memory(shm)"), "shared memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory of the GPU"),
+        (RunError("a sentence"), "error: a sentence"),
+        (OSError("cannot write x"), "cannot write x"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(capsys, error, words):
+    with pytest.raises(SystemExit) as stop, friendly_errors():
+        raise error
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and words in said and said.count("\n") == 1
+
+
+def test_a_bug_stays_a_bug():
+    with pytest.raises(RuntimeError, match="ours"), friendly_errors():
+        raise RuntimeError("a bug of ours")
+
+
+def test_world_size_without_torchrun_is_one_sentence(root, tmp_path):
+    command = train_command(root, tmp_path, "--scenario", "ssl", "--task", "KS")
+    done = shell(command, WORLD_SIZE="4", RANK="0")
+    assert done.returncode == 2 and "torchrun did not start" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+def test_cuda_without_a_gpu_is_one_sentence(root, tmp_path):
+    command = train_command(root, tmp_path, "--scenario", "ssl", "--task", "KS")
+    done = shell(f"{command} --device cuda")
+    assert done.returncode == 2 and done.stderr.startswith("error: --device cuda")
+
+
+def test_control_c_during_the_imports_prints_no_traceback(root, tmp_path):
+    command = train_command(root, tmp_path, "--scenario", "ssl", "--task", "KS").split()
+    for seconds in (0.3, 1.0):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.communicate()[1] and process.returncode != 0
+
+
+def test_a_file_system_without_locks_is_used_after_a_note(tmp_path, monkeypatch, capsys):
+    def no_locks(*arguments):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(engine_runs.fcntl, "flock", no_locks)
+    with locked(tmp_path / "run"):
+        pass
+    assert "no file locks" in capsys.readouterr().out  # the patch was hit
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(OSError, match="make room"), atomic_file(tmp_path / "file") as file:
+        file.write(b"half of the new")
+        raise OSError(28, "No space left on device")
+    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_processes_of_a_killed_parent_stop(root, tmp_path):
+    command = train_command(root, tmp_path, "--scenario", "ssl", "--task", "KS", "IC")
+    command = command.replace("--jobs 1", "--jobs 2 --ssl-steps 200000 --log-every 1")
+    process = subprocess.Popen(command.split(), cwd=ROOT, start_new_session=True)
+    logs = [tmp_path / name / "log.jsonl" for name in ("ssl-KS", "ssl-IC")]
+    began = time.time()
+    while not all(log.exists() and log.stat().st_size for log in logs):
+        assert time.time() - began < 120 and process.poll() is None
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    time.sleep(5)
+    sizes = [log.stat().st_size for log in logs]
+    time.sleep(2)
+    assert [log.stat().st_size for log in logs] == sizes
