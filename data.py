@@ -23,6 +23,7 @@ from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, KEYWORDS, LABEL_HOP, PHONEMES, P
                    RECEPTIVE_FIELD, SAMPLE_RATE, SF_SYMBOLS, SPEAKERS, VOICES, decode_slots,
                    diarization_labels, encode, keyword_split, slot_tokens)
 
+OWN_WORDS = "list words of your own in DIR/KS.tsv: path<tab>split<tab>label (tables.py)"
 VOXCELEB = "request it at robots.ox.ac.uk/~vgg/data/voxceleb (CC BY-SA 4.0)"
 LIBRISPEECH = "get LibriSpeech at openslr.org/12 (CC BY 4.0)"
 SOURCES = {  # how to get the dataset of a task, and under which licence
@@ -109,9 +110,6 @@ def read_asr(root, split: str, skip_broken=False, cache: Path | None = None) -> 
         utterances.append(Utterance(name, path, target, words))
     corpus = Corpus("ASR", utterances, ASR_SYMBOLS, skipped=tuple(skipped))
     return measure_corpus(corpus, root, skip_broken, cache, ctc=split == "train")
-
-
-OWN_WORDS = "list words of your own in DIR/KS.tsv: path<tab>split<tab>label (tables.py)"
 
 
 def read_ks(root, split: str, skip_broken=False, cache: Path | None = None) -> Corpus:
