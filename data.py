@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from corpus import Corpus, Utterance, load_audio  # noqa: F401 (for importers of data)
-from engine.files import (DataError, check, data_folder, find_path, list_unread, read_lines,
+from engine.files import (check, data_folder, find_path, list_unread, printable, read_lines,
                           read_rttm)
 from engine.launch import friendly_errors
 from engine.measure import corpus_digest, measure_corpus  # noqa: F401 (as above)
-from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, HOP, KEYWORDS, LABEL_HOP, PHONEMES, PR_SYMBOLS,
+from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, KEYWORDS, LABEL_HOP, PHONEMES, PR_SYMBOLS,
                    RECEPTIVE_FIELD, SAMPLE_RATE, SF_SYMBOLS, SPEAKERS, VOICES, decode_slots,
                    diarization_labels, encode, keyword_split, slot_tokens)
 
@@ -27,10 +27,8 @@ VOXCELEB = "request it at robots.ox.ac.uk/~vgg/data/voxceleb (CC BY-SA 4.0)"
 LIBRISPEECH = "get LibriSpeech at openslr.org/12 (CC BY 4.0)"
 SOURCES = {  # how to get the dataset of a task, and under which licence
     "PR": f"{LIBRISPEECH}, and the lexicons at huggingface.co/datasets/s3prl/g2p",
-    "ASR": LIBRISPEECH,
+    "ASR": LIBRISPEECH, "SID": VOXCELEB, "ASV": VOXCELEB,
     "KS": "get both at download.tensorflow.org/data (CC BY 4.0)",
-    "SID": VOXCELEB,
-    "ASV": VOXCELEB,
     "SD": "make it with github.com/s3prl/LibriMix (LibriSpeech: CC BY 4.0; WHAM noise: "
           "CC BY-NC 4.0)",
     "IC": "request it at fluent.ai (academic use)",
@@ -113,6 +111,9 @@ def read_asr(root, split: str, skip_broken=False, cache: Path | None = None) -> 
     return measure_corpus(corpus, root, skip_broken, cache, ctc=split == "train")
 
 
+OWN_WORDS = "list words of your own in DIR/KS.tsv: path<tab>split<tab>label (tables.py)"
+
+
 def read_ks(root, split: str, skip_broken=False, cache: Path | None = None) -> Corpus:
     """Keywords of Speech Commands. The noise is in train and in dev.
 
@@ -123,7 +124,7 @@ def read_ks(root, split: str, skip_broken=False, cache: Path | None = None) -> C
     root = data_folder("KS", root)
     version = "test_set_v0.01" if split == "test" else "v0.01"
     folder = find("KS", root, f"speech_commands_{version}")
-    utterances = []
+    utterances, skipped = [], list_unread("KS", folder, (".wav",), depth=1, any_case=True)
     for path in sorted(folder.glob("*/[!.]*")):
         if path.suffix.lower() != ".wav":
             continue
@@ -132,41 +133,36 @@ def read_ks(root, split: str, skip_broken=False, cache: Path | None = None) -> C
             word = "_silence_"
         label = word if word in KEYWORDS else "_unknown_"
         if split == "test":
-            check(word == label, f"KS: an unknown class {word} in {folder}; remove that folder")
+            check(word == label, f"KS: an unknown class {word} in {folder}; {OWN_WORDS}")
         elif word != "_silence_" and keyword_split(path.name) != split:
             continue
         name = f"{path.parent.name}/{path.name}"
         utterances.append(Utterance(name, str(path), KEYWORDS.index(label), label))
+    labels = {u.reference for u in utterances}
+    check(not labels or labels.intersection(KEYWORDS[:10]), "KS: none of the ten keywords "
+          f"({' '.join(KEYWORDS[:10])}) in {folder}; {OWN_WORDS}")
     # DIFFERS: they draw dev clips by class, as in training; we score every clip once, and of the
     # noise its first second
     corpus = Corpus("KS", utterances, KEYWORDS, GAIN, crop=SAMPLE_RATE, balanced=split == "train",
-                    skipped=list_unread("KS", folder, (".wav",), depth=1, any_case=True))
+                    skipped=tuple(skipped))
     return measure_corpus(corpus, root, skip_broken, cache)
 
 
-VOXCELEB_FOLDERS = ("VoxCeleb1/wav", "VoxCeleb1/test/wav", "VoxCeleb1/dev/wav")
+def list_voxceleb(task: str, root: Path, names: list[str],
+                  labels: dict[str, int]) -> tuple[list[Utterance], tuple[str, ...]]:
+    """Utterances of the names <speaker>/<video>/<segment>.wav, and sentences on other files.
 
-
-def list_voxceleb(root, names: list[str], labels: dict[str, int]) -> list[Utterance]:
-    """Utterances of the names <speaker>/<video>/<segment>.wav, which lie in one or two folders."""
-    homes = {}
-    for place in VOXCELEB_FOLDERS:
-        for speaker_folder in Path(root, place).glob("id*"):
-            homes[speaker_folder.name] = Path(root, place)
-    utterances = []
+    A speaker's folder lies in one of three places."""
+    homes, utterances, skipped = {}, [], []
+    for place in ("VoxCeleb1/wav", "VoxCeleb1/test/wav", "VoxCeleb1/dev/wav"):
+        skipped += list_unread(task, root / place, (".wav",), depth=2, any_case=True)
+        for speaker_folder in (root / place).glob("id*"):
+            homes[speaker_folder.name] = root / place
     for name in names:
         speaker = name.split("/")[0]
-        path = homes.get(speaker, Path(root, "VoxCeleb1/dev/wav")) / name
+        path = homes.get(speaker, root / "VoxCeleb1/dev/wav") / name
         utterances.append(Utterance(name, str(path), labels.get(speaker, -1), speaker))
-    return utterances
-
-
-def list_unread_voxceleb(task: str, root) -> tuple[str, ...]:
-    """Sentences on the audio files of VoxCeleb1 that are no wav files."""
-    skipped = []
-    for place in VOXCELEB_FOLDERS:
-        skipped += list_unread(task, Path(root, place), (".wav",), depth=2, any_case=True)
-    return tuple(skipped)
+    return utterances, tuple(skipped)
 
 
 def read_sid(root, split: str, skip_broken=False, cache: Path | None = None) -> Corpus:
@@ -181,13 +177,13 @@ def read_sid(root, split: str, skip_broken=False, cache: Path | None = None) -> 
     lines = read_lines("SID", file, r"([123])\s+(id1\d{4}/.+)",
                        "<1, 2 or 3> <path>, for example 1 id10001/1zcIwhmdeo4/00001.wav")
     names = [name for part, name in lines if part == number]
-    utterances = list_voxceleb(root, names, {name: index for index, name in enumerate(SPEAKERS)})
+    speakers = {name: index for index, name in enumerate(SPEAKERS)}
+    utterances, skipped = list_voxceleb("SID", root, names, speakers)
     for u in utterances:
-        known = u.target >= 0
-        check(known, f"SID: {u.reference} is not among id10001 to id11251 in {file}; correct it")
+        check(u.target >= 0, f"SID: {u.reference} is not among id10001 to id11251 in {file}; "
+              "correct it")
     crop = 8 * SAMPLE_RATE if split == "train" else None
-    corpus = Corpus("SID", utterances, SPEAKERS, crop=crop,
-                    skipped=list_unread_voxceleb("SID", root))
+    corpus = Corpus("SID", utterances, SPEAKERS, crop=crop, skipped=skipped)
     return measure_corpus(corpus, root, skip_broken, cache)
 
 
@@ -213,19 +209,17 @@ def read_asv(root, split: str, skip_broken=False, cache: Path | None = None) -> 
             recordings[place.name] = sorted("/".join(path.parts[-3:]) for path in wavs)
     if not trials["dev"]:
         trials["dev"] = make_trials([*recordings.values()])
-    problem = f"ASV: no {split} trials (veri_{split}.txt) in {root}/VoxCeleb1; {VOXCELEB}"
-    check(trials[split] or split == "train", problem)
-    if split == "train":
-        names = {name for own in recordings.values() for name in own}
-    else:
-        names = {name for _, *pair in trials[split] for name in pair}
+    check(trials[split] or split == "train", f"ASV: no {split} trials (veri_{split}.txt) in "
+          f"{root}/VoxCeleb1; {VOXCELEB}")
+    named = recordings.values() if split == "train" else [pair for _, *pair in trials[split]]
+    names = sorted({name for group in named for name in group})
     speakers = {speaker: index for index, speaker in enumerate(recordings)}
-    utterances = list_voxceleb(root, sorted(names), speakers)
-    corpus = Corpus("ASV", utterances, [*speakers], GAIN, trim=True,
-                    skipped=list_unread_voxceleb("ASV", root))
+    utterances, skipped = list_voxceleb("ASV", root, names, speakers)
+    corpus = Corpus("ASV", utterances, [*speakers], GAIN, trim=True, skipped=skipped)
     if split == "train":
         corpus = replace(corpus, min_samples=2 * SAMPLE_RATE + 1, crop=8 * SAMPLE_RATE)
-    return keep_trials(measure_corpus(corpus, root, skip_broken, cache), root, split, trials[split])
+    corpus = measure_corpus(corpus, root, skip_broken, cache)
+    return keep_trials(corpus, trials[split], split, Path(root, "VoxCeleb1"))
 
 
 def read_trials(root, *names: str) -> list[tuple[int, str, str]]:
@@ -249,17 +243,16 @@ def make_trials(recordings: list[list[str]]) -> list[tuple[int, str, str]]:
     return trials
 
 
-def keep_trials(corpus: Corpus, root, split: str, trials: list) -> Corpus:
-    """The corpus with those trials of which both recordings are usable."""
+def keep_trials(corpus: Corpus, trials: list, split: str, source: Path) -> Corpus:
+    """The corpus with those trials of which both recordings are usable; `source` has the list."""
     usable, kept, lost = {u.id for u in corpus.utterances}, [], []
     for label, one, other in trials:
         if one in usable and other in usable:
             kept.append((label, one, other))
         else:
-            lost.append(f"{one} and {other} are a trial that cannot be held")
-    both = {label for label, _, _ in kept} == {0, 1}
-    problem = f"ASV: no usable {split} trials of both labels in {root}/VoxCeleb1; {VOXCELEB}"
-    check(both or split == "train", problem)
+            lost.append(printable(f"{one} and {other} are a trial that cannot be held"))
+    both = split == "train" or {label for label, _, _ in kept} == {0, 1}
+    check(both, f"ASV: no usable {split} trials of both labels in {source}; add some of each")
     return replace(corpus, trials=tuple(kept), skipped=(*corpus.skipped, *lost))
 
 
@@ -278,27 +271,32 @@ def read_sd(root, split: str, skip_broken=False, cache: Path | None = None) -> C
     utterances = []
     file = find("SD", folder, "wav.scp")
     for name, path in read_lines("SD", file, r"(\S+)\s+(.+)", "<recording> <path of its audio>"):
-        # LibriMix writes absolute paths of the machine that it ran on: we use the part from
-        # Libri2Mix/ on
-        _, libri2mix, rest = path.rpartition("Libri2Mix/")
+        _, libri2mix, rest = path.rpartition("Libri2Mix/")  # LibriMix writes absolute paths
         utterances.append(Utterance(name, os.path.join(root, libri2mix + rest), None, None))
-    for name in sorted({u.id for u in utterances} ^ turns.keys()):
-        raise DataError(f"SD: {name} is in one of wav.scp and rttm only, in {folder}; "
-                        "complete or delete it")
+    odd = sorted({u.id for u in utterances} ^ turns.keys())
+    check(not odd, f"SD: {''.join(odd[:1])} is in one of wav.scp and rttm only, in {folder}; "
+          "complete it")
     skipped = []
     for place in sorted({Path(u.path).parent for u in utterances}):
         skipped += list_unread("SD", place, tuple({Path(u.path).suffix for u in utterances}), 0)
     corpus = Corpus("SD", utterances, ["0", "1"], skipped=tuple(skipped))
     corpus = measure_corpus(corpus, root, skip_broken, cache)
+    return cut_recordings(corpus, turns, split, folder / "rttm")
+
+
+def cut_recordings(corpus: Corpus, turns: dict[str, list], split: str, source: Path) -> Corpus:
+    """Recordings -> utterances with labels: of at most 20 s for training, else uncut.
+
+    turns: those of each recording, from the file `source`."""
     # DIFFERS: they cut dev and test as well, and score padding
     chunk_samples = 20 * SAMPLE_RATE if split == "train" else None
-    kept, skipped = [], list(corpus.skipped)
+    kept, skipped = [], [*corpus.skipped]
     for u in corpus.utterances:
         end = max(end for _, _, end in turns[u.id])
         # in the real data some turns last a little longer than their recording
         check(end * SAMPLE_RATE < u.samples + 2 * SAMPLE_RATE, f"SD: a turn of {u.id} ends at "
-              f"{end:.2f} s, after the recording, in {folder}/rttm; correct it")
-        for chunk in cut_chunks(u, turns[u.id], chunk_samples):
+              f"{end:.2f} s, after the recording, in {source}; correct it")
+        for chunk in cut_chunks(u, turns[u.id], chunk_samples, corpus.classes):
             if chunk.samples >= RECEPTIVE_FIELD:
                 kept.append(chunk)
             else:
@@ -306,9 +304,10 @@ def read_sd(root, split: str, skip_broken=False, cache: Path | None = None) -> C
     return replace(corpus, utterances=kept, skipped=tuple(skipped))
 
 
-def cut_chunks(u: Utterance, turns: list, chunk_samples: int | None) -> list[Utterance]:
+def cut_chunks(u: Utterance, turns: list, chunk_samples: int | None,
+               columns: int) -> list[Utterance]:
     """A recording as utterances of at most `chunk_samples` (None: as one), with their labels."""
-    labels = diarization_labels(turns, u.samples)
+    labels = diarization_labels(turns, u.samples, columns)
     total = len(labels) * LABEL_HOP
     chunks = []
     for start in range(0, total, chunk_samples or max(total, 1)):
@@ -320,8 +319,8 @@ def cut_chunks(u: Utterance, turns: list, chunk_samples: int | None) -> list[Utt
         for speaker, on, off in turns:
             if on < end and off > begin:
                 reference.append([speaker, max(on - begin, 0.0), min(off, end) - begin])
-        name = f"{u.id}@{start}" if start else u.id
-        chunks.append(Utterance(name, u.path, target, reference, stop - start, start, stop))
+        chunks.append(Utterance(f"{u.id}@{start}" if start else u.id, u.path, target, reference,
+                                stop - start, u.start + start, u.start + stop))
     return chunks
 
 
@@ -432,8 +431,7 @@ def read_er(root, split: str, skip_broken=False, cache: Path | None = None,
                 if label in EMOTIONS:
                     path = str(wavs / file.stem / f"{name}.wav")
                     utterances.append(Utterance(name, path, EMOTIONS.index(label), label))
-    if split != "test":
-        # DIFFERS: their 20 % for dev follow from an order of files that only their lists record
+    if split != "test":  # DIFFERS: their dev follows from an order that only their lists record
         order = torch.randperm(len(utterances), generator=torch.Generator().manual_seed(0))
         train_size = int(0.8 * len(utterances))
         chosen = order[:train_size] if split == "train" else order[train_size:]
@@ -442,14 +440,9 @@ def read_er(root, split: str, skip_broken=False, cache: Path | None = None,
     return measure_corpus(corpus, root, skip_broken, cache)
 
 
-READERS = {"PR": read_pr, "ASR": read_asr, "KS": read_ks, "SID": read_sid, "ASV": read_asv,
-           "SD": read_sd, "IC": read_ic, "SF": read_sf, "ER": read_er}
-
-
 def main() -> bool:
     """The data doctor; -> whether anything is wrong."""
     from tools.doctor import main as doctor
-
     with friendly_errors():
         return doctor()
 

@@ -30,7 +30,9 @@ from engine.launch import friendly_errors
 from engine.runs import RunError
 from engine.statistics import benjamini_hochberg, benjamini_yekutieli, paired_t_test
 from metrics import paired_bootstrap
+from options import task_names
 from results import Result, check_comparable, read_results
+from scenarios import Run, in_table_order
 from tasks import TASKS, Metric
 
 PAPER = Path(__file__).with_name("paper_table1.json")
@@ -79,19 +81,21 @@ def paper_changes() -> list[Change]:
     return changes
 
 
-def find_runs(folder: Path, seeds: list[int]) -> dict[str, list[Result]]:
-    """The runs to compare, sorted by seed: {"mtl-all" or "leave-one-out-<task>": runs}."""
-    found = {name: [] for name in ("mtl-all", *(f"leave-one-out-{task}" for task in TASKS))}
-    compared = []
+def find_runs(folder: Path, seeds: list[int], universe: tuple[str, ...]) -> dict[str, list[Result]]:
+    """The runs to compare, sorted by seed: {name of the run of seed 0: runs}.
+
+    `universe`: all tasks of the experiment. The first entry is (b-1); then comes (b-2) without each
+    task in turn. Raises RunError if the runs differ in more than scenario, task and seed.
+    """
+    base = Run("mtl", universe, universe=universe)
+    wanted = [base, *(base.leave_one_out(task) for task in universe)]
+    found = {run.name: [] for run in wanted}
     for result in sorted(read_results(folder), key=lambda result: result.config.seed):
-        config = result.config
-        name = f"{config.scenario}-{config.task}"
-        of_all_tasks = config.universe == tuple(TASKS)
+        run = result.config.run
         # Runs of the other folds have other test utterances.
-        if name in found and config.seed in seeds and config.fold == 1 and of_all_tasks:
-            found[name].append(result)
-            compared.append(result)
-    check_comparable(compared)
+        if run.seed in seeds and replace(run, seed=0) in wanted:
+            found[replace(run, seed=0).name].append(result)
+    check_comparable([result for results in found.values() for result in results])
     return found
 
 
@@ -109,12 +113,12 @@ def compare(source: str, target: str, before: dict, after: dict) -> Change | Non
 
     `before` and `after` come from `read_pairs`. Only seeds that both have are compared, seed by
     seed. None if there is none, or if the metric before is 0, as a change is relative to it.
-    Raises ValueError if the runs were tested on different utterances.
+    Raises RunError if the runs were tested on different utterances.
     """
     utterances = [list(pairs) for pairs in [*before.values(), *after.values()]]
     if any(others != utterances[0] for others in utterances):
-        raise RunError(f"mtl-all and leave-one-out-{source} were tested on other utterances of "
-                         f"{target}; use the same data for all runs")
+        raise RunError(f"the runs with and without {source} were tested on other utterances of "
+                       f"{target}; use the same data for all runs")
     seeds = [seed for seed in before if seed in after]
     pairs_before = [list(before[seed].values()) for seed in seeds]  # (K, n, 2)
     pairs_after = [list(after[seed].values()) for seed in seeds]  # (K, n, 2)
@@ -136,26 +140,26 @@ def compare(source: str, target: str, before: dict, after: dict) -> Change | Non
     return Change(source, target, percent, low, high, log_ratios, p, not low <= 0 <= high)
 
 
-def run_changes(folder: Path, seeds: list[int]) -> list[Change]:
-    """The changes from our runs mtl-all to our runs leave-one-out-*; prints what is missing.
+def run_changes(folder: Path, seeds: list[int], universe: tuple[str, ...]) -> list[Change]:
+    """The changes from our runs of (b-1) to our runs of (b-2); prints what is missing.
 
-    Raises ValueError if nothing can be compared.
+    Raises RunError if nothing can be compared.
     """
-    runs = find_runs(folder, seeds)
+    runs = find_runs(folder, seeds, universe)
+    (all_tasks, with_all), *without = runs.items()
     changes = []
-    for target in TASKS:
-        metric, before = drawn_metric(target), read_pairs(runs["mtl-all"], target)
+    for target in universe:
+        metric, before = drawn_metric(target), read_pairs(with_all, target)
         if before and all(metric.reduce(list(pairs.values())) == 0 for pairs in before.values()):
-            print(f"note: no edges to {target}: {metric.name} of mtl-all is 0, and changes are "
+            print(f"note: no edges to {target}: {metric.name} of {all_tasks} is 0, and changes are "
                   "relative to it")
-        for source in TASKS:
-            after = read_pairs(runs[f"leave-one-out-{source}"], target)
-            change = compare(source, target, before, after)
+        for source, (_, without_source) in zip(universe, without):
+            change = compare(source, target, before, read_pairs(without_source, target))
             if change:
                 changes.append(change)
     if not changes:
-        raise RunError(f"nothing to draw: {folder} needs finished runs mtl-all and "
-                         "leave-one-out-NAME (train.py)")
+        raise RunError(f"nothing to draw: {folder} needs finished runs {all_tasks} and "
+                       f"{without[0][0]} and so on (train.py)")
     for name, found in runs.items():
         if len(found) < len(seeds):
             print(f"note: {len(found)} of {len(seeds)} runs {name}")
@@ -292,8 +296,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--paper", action="store_true", help="draw the paper's Table 1 instead")
     parser.add_argument("--seed", type=int, nargs="+", default=[0],
                         help="seeds to average, where they exist")
-    parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--tasks", nargs="+", type=task_names, default=[], metavar="TASK",
+                        help="the tasks of the experiment, as in train.py; default: all nine")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the pictures")
     args = parser.parse_args(arguments)
+    args.tasks = in_table_order(sum(args.tasks, [])) or tuple(TASKS)
     with friendly_errors():
         draw_graphs(args)
 
@@ -303,7 +310,7 @@ def draw_graphs(args: argparse.Namespace) -> None:
     from tools.drawing import write_files
 
     try:
-        changes = paper_changes() if args.paper else run_changes(args.runs, args.seed)
+        changes = paper_changes() if args.paper else run_changes(args.runs, args.seed, args.tasks)
     except ValueError as error:  # of a metric: nothing to score, a score that is not a number
         raise RunError(f"{args.runs}: {error}") from error
     edges = make_edges(changes)

@@ -58,8 +58,10 @@ def decode_label(labels: list[str], index: int) -> str:
     return labels[index]
 
 
-def decode_intent(labels: list[list[str]], indices: list[int]) -> list[str]:
+def decode_intent(labels: list[list[str]], indices: list[int] | int) -> list[str]:
     """One class number per slot -> [action, object, location] (IC)."""
+    if isinstance(indices, int):  # the head has one slot
+        indices = [indices]
     return [names[index] for names, index in zip(labels, indices)]
 
 
@@ -121,12 +123,12 @@ def slot_tokens(words: list[str], slots: list[str]) -> list[str]:
     return tokens
 
 
-def diarization_labels(turns: list, samples: int) -> np.ndarray:
-    """Turns (speaker, start s, end s) -> float32 (T, 2): 1 while a speaker talks.
+def diarization_labels(turns: list, samples: int, columns: int = 2) -> np.ndarray:
+    """Turns (speaker, start s, end s) -> float32 (T, columns): 1 while a speaker talks.
 
     The columns are in the order of the speakers' names."""
     speakers = sorted({speaker for speaker, _, _ in turns})
-    labels = np.zeros((samples // LABEL_HOP, 2), np.float32)
+    labels = np.zeros((samples // LABEL_HOP, columns), np.float32)
     for speaker, start, end in turns:
         first = round(start * SAMPLE_RATE / LABEL_HOP)
         stop = round(end * SAMPLE_RATE / LABEL_HOP)

@@ -26,11 +26,13 @@ import numpy as np
 from corpus import Corpus, Utterance
 from data import (read_asr, read_asv, read_er, read_ic, read_ks, read_pr, read_sd, read_sf,
                   read_sid)
+from engine.files import check
 from engine.measure import corpus_digest
 from heads import BLSTMCTCHead, ClassifierHead, CTCHead, DiarizationHead, XVectorHead
 from metrics import diarization_counts, edit_counts, eer, ratio, slot_cer_counts, slot_f1_counts
 from rules import (SAMPLE_RATE, decode_embedding, decode_intent, decode_label, decode_phonemes,
                    decode_slots, decode_turns, decode_words)
+from tables import has_table, read_table
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,18 @@ TASKS = {task.name: task for task in (
 )}
 
 
+def read_split(name: str, root: Path, split: str, fold: int = 1, skip_broken: bool | str = False,
+               cache: Path | None = None) -> Corpus:
+    """One split of a task: of its table where there is one, else of SUPERB's dataset."""
+    task = TASKS[name]
+    if has_table(name, root):
+        check(fold == 1, f"{name}: no folds in {Path(root, name)}.tsv; leave out --fold")
+        return read_table(name, root, split, skip_broken, cache)
+    if task.folds > 1:
+        return task.read(root, split, skip_broken, cache, fold)
+    return task.read(root, split, skip_broken, cache)
+
+
 @functools.cache
 def read_corpus(name: str, root: Path, split: str, fold: int = 1, skip_broken: bool = False,
                 cache: Path | None = None) -> Corpus:
@@ -200,11 +214,9 @@ def read_corpus(name: str, root: Path, split: str, fold: int = 1, skip_broken: b
 
     `cache`: a folder that remembers the lengths of decoded files. Raises DataError.
     """
-    task = TASKS[name]
-    folds = {"fold": fold} if task.folds > 1 else {}
-    corpus = task.read(root, split, skip_broken=skip_broken, cache=cache, **folds)
+    corpus = read_split(name, root, split, fold, skip_broken, cache)
     if corpus.skipped:
-        print(f"{name} {split}: left out {len(corpus.skipped)} utterances, the first one: "
+        print(f"{name} {split}: {len(corpus.skipped)} remarks on what is left out, the first one: "
               f"{corpus.skipped[0]}")
     return replace(corpus, digest=corpus_digest(corpus, cache))
 

@@ -372,7 +372,8 @@ def make_requested(args: argparse.Namespace, setting: Setting, options: Options)
             say(f"note: no table: {error}")
         if args.scenario == "all" and 1 in args.fold:
             seeds = [str(seed) for seed in args.seed]
-            graphs.main(["--runs", str(options.runs), "--out", str(options.out), "--seed", *seeds])
+            graphs.main(["--runs", str(options.runs), "--out", str(options.out), "--tasks",
+                         *args.tasks, "--seed", *seeds])
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 AUDIO_SUFFIXES = set(".aac .aif .aiff .au .flac .m4a .mp3 .mp4 .ogg .opus .sph .wav .wma".split())
-NOT_READ = "are not read"  # marks the sentences of list_unread
+# Sentences with these words are remarks on a corpus; others are on an utterance that was left out.
+NOT_READ, UNKNOWN_SYMBOL = "are not read", "cannot be recognised"
 
 
 class DataError(Exception):
@@ -93,10 +94,8 @@ def list_folder(task: str, folder: Path) -> list[str]:
         raise DataError(f"{task}: {error.strerror} in {folder}; make it readable") from None
 
 
-def read_lines(task: str, file: Path, pattern: str, form: str) -> Iterator[tuple]:
-    """The groups of a pattern in every line of a text file, but for blank lines.
-
-    DataError if a line does not match; `form` tells the user what a line has to look like."""
+def read_text(task: str, file: Path, form: str) -> str:
+    """A text file. DataError if it is no UTF-8 or empty; `form` is what a line has to look like."""
     try:
         content = file.read_bytes()
         text = content.decode("utf-8-sig")
@@ -108,7 +107,14 @@ def read_lines(task: str, file: Path, pattern: str, form: str) -> Iterator[tuple
         raise DataError(f"{task}: no readable UTF-8 text (byte {content[error.start]:#x} in line "
                         f"{line}) in {file}; save it as UTF-8") from None
     check(text.strip(), f"{task}: nothing in {file}; a line should read: {form}")
-    for number, line in enumerate(text.splitlines(), 1):
+    return text
+
+
+def read_lines(task: str, file: Path, pattern: str, form: str) -> Iterator[tuple]:
+    """The groups of a pattern in every line of a text file, but for blank lines.
+
+    DataError if a line does not match; `form` tells the user what a line has to look like."""
+    for number, line in enumerate(read_text(task, file, form).splitlines(), 1):
         line = line.strip()
         if not line:
             continue

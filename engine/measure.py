@@ -16,7 +16,7 @@ from tqdm import tqdm
 from corpus import Corpus, Utterance
 from engine.audio import decode_audio, header_samples
 from engine.files import DataError, check, printable
-from rules import HOP, RECEPTIVE_FIELD, ctc_frames, voiced_segments
+from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, ctc_frames, voiced_segments
 
 LENGTH_RULE = "decoded length, version 1"  # changes whenever decoding or trimming changes
 DIGEST_RULE = "content, version 1"         # changes whenever the digest of a file changes
@@ -120,12 +120,16 @@ def measure_samples(corpus: Corpus, utterance: Utterance, memory: FileMemory | N
     """The samples of an utterance: by the header without a memory, else by decoding.
 
     DataError if the file is broken."""
-    samples = header_samples(corpus.task, utterance.path)
+    u, total = utterance, header_samples(corpus.task, utterance.path)
+    inside = max(u.start, (u.stop or 0) - SAMPLE_RATE // 10) < total  # 0.1 s may be rounding
+    check(inside, f"{corpus.task}: {u.id} ends after the recording, which has "
+          f"{total / SAMPLE_RATE:.2f} s, in {u.path}; correct its start and stop")
     if memory is None:
-        return samples
-    key = file_key(f"{LENGTH_RULE}, trim {corpus.trim}, gain {corpus.gain}", utterance.path)
+        return min(u.stop or total, total) - u.start
+    rule = f"{LENGTH_RULE}, trim {corpus.trim}, gain {corpus.gain}, {u.start} to {u.stop}"
+    key = file_key(rule, u.path)
     if key not in memory.facts:
-        wave = decode_audio(corpus.task, utterance.path)
+        wave = decode_audio(corpus.task, u.path)[u.start:u.stop]
         segments = voiced_segments(wave, corpus.gain) if corpus.trim else [(0, len(wave))]
         memory.store(key, sum(stop - start for start, stop in segments))
     return int(memory.facts[key])

@@ -1,6 +1,7 @@
 """Where a user's files meet the readers: folders in another place, other suffixes, odd names,
 damaged files. Each sentence names its own cause."""
 
+# ruff: noqa: F401, F811 (fixtures are imported)
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from test_data import AUDIO, READERS, copy, doctor, no_decoding, pristine  # noqa: F401 (fixtures)
+from test_data import AUDIO, READERS, copy, doctor, no_decoding, pristine
 
 import data
 from corpus import load_audio

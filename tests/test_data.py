@@ -22,6 +22,7 @@ from batches import Steps, Stream
 from data import Corpus, Utterance, load_audio
 from engine.files import DataError
 from tools import doctor as doctor_program
+from tasks import TASKS
 from rules import (
     ASR_SYMBOLS,
     EMOTIONS,
@@ -46,7 +47,7 @@ from rules import (
     voiced_segments,
 )
 
-READERS = data.READERS
+READERS = {name: task.read for name, task in TASKS.items()}
 
 # ---------------------------------------------------------------- text
 

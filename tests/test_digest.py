@@ -1,16 +1,18 @@
 """The digest of a corpus: what decides a result changes it, and nothing else does."""
 
+# ruff: noqa: F401, F811 (fixtures are imported)
 import os
 import shutil
 
 import numpy as np
 import pytest
 import soundfile
-from test_data import AUDIO, READERS, copy, pristine  # noqa: F401 (fixtures)
+from test_data import AUDIO, READERS, copy, pristine
 
 import data
 import engine.measure
 from data import corpus_digest
+from engine.files import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -133,5 +135,5 @@ def test_a_file_is_read_once_per_process_and_once_with_a_cache(copy, tmp_path, m
 def test_a_file_that_is_gone_is_one_sentence(copy):
     corpus = data.read_ic(copy, "train")
     (copy / AUDIO["IC"]).unlink()
-    with pytest.raises(data.DataError, match="IC: No such file or directory in .*train0.wav; "):
+    with pytest.raises(DataError, match="IC: No such file or directory in .*train0.wav; "):
         corpus_digest(corpus)

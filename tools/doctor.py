@@ -9,10 +9,12 @@ import os
 from pathlib import Path
 
 from corpus import Corpus
-from data import READERS, corpus_digest
 from engine.audio import sample_rate
-from engine.files import NOT_READ, DataError, printable
+from engine.files import NOT_READ, UNKNOWN_SYMBOL, DataError, printable
+from engine.measure import corpus_digest
 from rules import SAMPLE_RATE
+from tables import has_table
+from tasks import read_split
 
 SUPERB = {  # task: folders, utterances in train, dev and test (ASV: train recordings, test trials)
     "PR": ("LibriSpeech", 28_539, 2_703, 2_620),
@@ -44,10 +46,12 @@ def main() -> bool:
     print(f"{'':6}{'found / in SUPERB':31}{'train':>19}{'dev':>19}{'test':>19}")
     for task in args.task:
         folder, *expected = SUPERB[task]
+        if has_table(task, root):
+            folder, expected = f"{task}.tsv", (0, 0, 0)
         row = f"{task:6}{folder:31}"
         for split, count in zip(("train", "dev", "test"), expected):
             try:
-                corpus = READERS[task](root, split, skip_broken=args.decode or "headers")
+                corpus = read_split(task, root, split, skip_broken=args.decode or "headers")
             except DataError as error:
                 corpus = Corpus(task, [], [], skipped=(str(error),))
             for sentence in corpus.skipped:
@@ -71,7 +75,7 @@ def describe(corpus: Corpus, split: str, decoded: bool) -> list[str]:
     """What a user may want to know about a split without problems."""
     notes, left_out = [], []
     for sentence in corpus.skipped:
-        if NOT_READ in sentence:
+        if NOT_READ in sentence or UNKNOWN_SYMBOL in sentence:
             notes.append(f"{corpus.task} {split}: {sentence}.")
         elif not sentence.startswith(f"{corpus.task}: "):
             left_out.append(sentence)

@@ -1,0 +1,271 @@
+"""Own data: a table per task, which is read instead of the folders of SUPERB's dataset.
+
+A data folder may hold <TASK>.tsv: UTF-8, separated by tabs, with a header line and these columns.
+
+    KS SID ER   path split label
+    IC          path split, and one column per slot under any name
+    ASR         path split text
+    PR          path split phonemes     phonemes are separated by spaces
+    SF          path split text         for example: play B-artist ABBA E-artist
+    SD          path split rttm         an RTTM file with the turns of the recording
+    ASV         path split speaker      and ASV.trials.tsv: split label path path
+
+Paths start from the data folder; split is train, dev or test. Columns start and stop (seconds) may
+be added to use a part of a file. Classes and symbols are those of train, sorted. The recipe, the
+head and the metrics are the task's.
+"""
+import os
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from corpus import Corpus, Utterance
+from data import cut_recordings, keep_trials
+from engine.files import UNKNOWN_SYMBOL, check, data_folder, read_rttm, read_text
+from engine.measure import measure_corpus
+from rules import GAIN, SAMPLE_RATE, encode
+
+FORMS = {"KS": "path split label", "SID": "path split label", "ER": "path split label",
+         "IC": "path split slot slot", "ASR": "path split text", "PR": "path split phonemes",
+         "SF": "path split text", "SD": "path split rttm", "ASV": "path split speaker"}
+TRIALS = "split label path path"
+RESERVED = {"ASR": ["<s>", "<pad>", "</s>", "<unk>", "|"], "PR": ["<pad>", "<eos>", "<unk>"],
+            "SF": ["<pad>", "<eos>", "<unk>", " "]}  # symbol 0 is the CTC blank
+MAX_SPEAKERS = 6  # in one recording: the loss of SD tries all orders of them
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+    task: str
+    file: Path
+    number: int        # of the line
+    form: str          # what a line should look like
+    header: list[str]
+    cells: list[str]
+
+    def __getitem__(self, column: str) -> str:
+        """A cell; "" if it is missing. Letters such as ä have one spelling, but for files."""
+        if column not in self.header[:len(self.cells)]:
+            return ""
+        cell = self.cells[self.header.index(column)]
+        return cell if column in ("path", "rttm") else unicodedata.normalize("NFC", cell)
+
+    def check(self, ok, problem: str) -> None:
+        """DataError that names the line, unless ok."""
+        form = self.form.replace(" ", "<tab>")
+        check(ok, f"{self.task}: line {self.number} {problem} in {self.file}; "
+              f"it should read: {form}")
+
+    def samples(self, column: str) -> int | None:
+        """The cell start or stop in samples; None if it is empty."""
+        text = self[column]
+        number = re.fullmatch(r"\d{1,6}(\.\d*)?", text)
+        self.check(number or not text, f"has the {column} {text}, which is no number of seconds,")
+        return round(float(text) * SAMPLE_RATE) if text else None
+
+    def utterance(self, root: Path, target=None, reference=None) -> Utterance:
+        """The utterance of this line; its length is measured later."""
+        start, stop = self.samples("start") or 0, self.samples("stop")
+        self.check(stop is None or start < stop, "stops before it starts")
+        name = f"{self['path']}@{start}" if start else self["path"]
+        return Utterance(name, str(root / self["path"]), target, reference, start=start, stop=stop)
+
+
+def has_table(task: str, root) -> bool:
+    """Whether the data folder holds a table of this task."""
+    return task in FORMS and Path(root, f"{task}.tsv").expanduser().exists()
+
+
+def read_table(task: str, root, split: str, skip_broken=False, cache: Path | None = None) -> Corpus:
+    """One split of the table of a task. DataError names the line that is wrong.
+
+    `skip_broken` and `cache` are those of `engine.measure.measure_corpus`."""
+    root = data_folder(task, root)
+    file = root / f"{task}.tsv"
+    rows = read_rows(task, file, FORMS[task])
+    train = [row for row in rows if row["split"] == "train"]
+    own = [row for row in rows if row["split"] == split]
+    check(train and own, f"{task}: no line for {split if train else 'train'} in {file}; add some")
+    first = {}
+    for row in own:
+        check_path(row, "path", root, skip_broken)
+        same = first.setdefault(row.utterance(root).id, row)
+        row.check(same is row, f"repeats line {same.number}")
+    turns, ctc = {}, task in RESERVED and split == "train"
+    if task in RESERVED:
+        corpus = text_corpus(task, train, own, root)
+    elif task == "SD":
+        corpus, turns = turns_corpus(train, own, root)
+    elif task == "ASV":
+        corpus = speaker_corpus(train, own, root, split)
+    else:
+        corpus = class_corpus(task, train, own, root, split)
+    corpus = measure_corpus(corpus, root, skip_broken, cache, ctc)
+    if task == "SD":
+        return cut_recordings(corpus, turns, split, file)
+    if task == "ASV" and split != "train":
+        trials = read_table_trials(root, split, first)
+        return keep_trials(corpus, trials, split, root / "ASV.trials.tsv")
+    return corpus
+
+
+def read_rows(task: str, file: Path, form: str) -> list[Row]:
+    """The lines of a table below its header. DataError unless each has what `form` demands."""
+    lines = []
+    for number, line in enumerate(read_text(task, file, form).splitlines(), 1):
+        if line.strip():
+            lines.append((number, [cell.strip() for cell in line.split("\t")]))
+    (number, header), *lines = lines
+    first = Row(task, file, number, form, header, header)
+    columns = [name for name in form.split() if name != "slot"]
+    missing = [name for name in columns if name not in header]
+    first.check(not missing, f"({'<tab>'.join(header)[:60]}) is the header and lacks "
+                f"{', '.join(missing)}")
+    if "slot" in form:
+        columns += slot_names(header)
+        first.check(len(columns) > 2, "is the header and has no slot")
+    rows = []
+    for number, cells in lines:
+        row = Row(task, file, number, form, header, cells)
+        row.check(len(cells) <= len(header), f"has {len(cells)} cells, the header {len(header)},")
+        for name in columns:
+            row.check(row[name], f"has no {name}")
+        known = row["split"] in ("train", "dev", "test")
+        row.check(known, f"has the split {row['split']} instead of train, dev or test")
+        rows.append(row)
+    return rows
+
+
+def slot_names(header: list[str]) -> list[str]:
+    """The columns that are slots of IC."""
+    return [name for name in header if name not in ("path", "split", "start", "stop")]
+
+
+def check_path(row: Row, column: str, root: Path, may_be_missing=False) -> None:
+    """DataError if the path in a cell leads outside of the data folder or to no file."""
+    path = root / row[column]
+    inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
+    row.check(inside, f"has the {column} {row[column]}, which points outside the data folder,")
+    row.check(may_be_missing or path.exists(), f"has the {column} {row[column]}: no such file")
+
+
+def class_corpus(task: str, train: list[Row], own: list[Row], root: Path, split: str) -> Corpus:
+    """KS, SID, ER: one class per line. IC: one per slot."""
+    columns = slot_names(own[0].header) if task == "IC" else ["label"]
+    labels = [sorted({row[name] for row in train}) for name in columns]
+    utterances = []
+    for row in own:
+        for name, names in zip(columns, labels):
+            row.check(row[name] in names, f"has the {name} {row[name]}, which no line for train "
+                      f"has (they have {', '.join(names[:12])}),")
+        target = tuple(names.index(row[name]) for name, names in zip(columns, labels))
+        reference = [row[name] for name in columns]
+        if task == "IC":
+            utterances.append(row.utterance(root, target, reference))
+        else:
+            utterances.append(row.utterance(root, target[0], reference[0]))
+    if task == "IC":
+        return Corpus(task, utterances, labels)
+    if task == "KS":  # no crop to the first second: words of your own may be longer
+        return Corpus(task, utterances, labels[0], GAIN, balanced=split == "train")
+    crop = 8 * SAMPLE_RATE if task == "SID" and split == "train" else None
+    return Corpus(task, utterances, labels[0], crop=crop)
+
+
+def text_corpus(task: str, train: list[Row], own: list[Row], root: Path) -> Corpus:
+    """ASR, PR, SF: symbols, and an end of sentence that CTC has to output, as in SUPERB."""
+    column, end = FORMS[task].split()[2], "</s>" if task == "ASR" else "<eos>"
+    symbols = {token for row in train for token in text_tokens(row, row[column])}
+    labels = RESERVED[task] + sorted(symbols - set(RESERVED[task]))
+    utterances, unknown = [], {}
+    for row in own:
+        tokens = text_tokens(row, row[column])
+        for token in set(tokens).difference(labels):
+            unknown.setdefault(token, row.number)
+        reference = "".join(tokens) if task == "SF" else row[column].split()
+        utterances.append(row.utterance(root, encode([*tokens, end], labels), reference))
+    skipped = []
+    for token, number in sorted(unknown.items()):
+        skipped.append(f"{token!r} in line {number} of {task}.tsv is in no line for train and "
+                       f"{UNKNOWN_SYMBOL}")
+    return Corpus(task, utterances, labels, skipped=tuple(skipped))
+
+
+def text_tokens(row: Row, text: str) -> list[str]:
+    """The symbols of a text, without an end of sentence.
+
+    ASR: WIE GEHTS                  -> W I E | G E H T S |
+    PR:  HH AH0 L                   -> HH AH0 L
+    SF:  PLAY B-artist ABBA E-artist -> P L A Y ` ` `B-artist ` A B B A ` E-artist`"""
+    if row.task == "PR":
+        return text.split()
+    if row.task == "ASR":
+        row.check("|" not in text, "has the character |, which stands for the space")
+        return [*"|".join([*text.split(), ""])]
+    tokens = re.findall(r"(?<!\S)B-\S+ | E-\S+|.", f" {' '.join(text.split())} ")
+    tokens = tokens[tokens[0] == " ":len(tokens) - (tokens[-1] == " ")]
+    tags = [token.strip() for token in tokens if len(token) > 1]
+    for opening, closing in zip(tags[::2], [*tags[1::2], ""]):
+        pair = opening.startswith("B-") and closing == "E-" + opening[2:]
+        row.check(pair, f"has {opening} {closing}, where B-slot value E-slot is expected,")
+    return tokens
+
+
+def turns_corpus(train: list[Row], own: list[Row], root: Path) -> tuple[Corpus, dict]:
+    """SD, and the turns of each utterance: as many outputs as a recording of train has speakers."""
+    outputs = 2
+    for row in train:
+        outputs = max(outputs, len({speaker for speaker, _, _ in read_row_turns(row, root)}))
+    utterances, turns = [], {}
+    for row in own:
+        u = row.utterance(root)
+        utterances.append(u)
+        turns[u.id] = read_row_turns(row, root)
+        speakers = len({speaker for speaker, _, _ in turns[u.id]})
+        row.check(speakers <= outputs, f"has {speakers} speakers, but no line for train has more "
+                  f"than {outputs},")
+    return Corpus("SD", utterances, [str(column) for column in range(outputs)]), turns
+
+
+def read_row_turns(row: Row, root: Path) -> list:
+    """The turns [speaker, start s, end s] in the part of the recording that a line uses."""
+    check_path(row, "rttm", root)
+    recordings = read_rttm("SD", root / row["rttm"], MAX_SPEAKERS)
+    name = Path(row["path"]).stem if len(recordings) > 1 else next(iter(recordings), "")
+    u = row.utterance(root)
+    begin = u.start / SAMPLE_RATE
+    end = u.stop / SAMPLE_RATE if u.stop else float("inf")
+    turns = []
+    for speaker, on, off in recordings.get(name, []):
+        if on < end and off > begin:
+            turns.append([speaker, max(on - begin, 0.0), min(off, end) - begin])
+    row.check(turns, f"has the rttm {row['rttm']}, which has no turns of {name or 'anybody'},")
+    return turns
+
+
+def speaker_corpus(train: list[Row], own: list[Row], root: Path, split: str) -> Corpus:
+    """ASV: the speakers of train are the classes; dev and test may have others."""
+    labels = sorted({row["speaker"] for row in train})
+    utterances = []
+    for row in own:
+        target = labels.index(row["speaker"]) if row["speaker"] in labels else -1
+        utterances.append(row.utterance(root, target, row["speaker"]))
+    # recordings below 2 s train as well, unlike SUPERB's
+    crop = 8 * SAMPLE_RATE if split == "train" else None
+    return Corpus("ASV", utterances, labels, GAIN, trim=True, crop=crop)
+
+
+def read_table_trials(root: Path, split: str, known) -> list[tuple[int, str, str]]:
+    """The (label, id, id) of ASV.trials.tsv; both paths have to be known: lines of ASV.tsv."""
+    file = root / "ASV.trials.tsv"
+    rows, trials = read_rows("ASV", file, TRIALS), []
+    for row in rows:
+        in_order = row.header == TRIALS.split() and len(row.cells) == 4
+        row.check(in_order and row["label"] in ("0", "1"), "is malformed or below another header")
+        if row["split"] == split:
+            for name in row.cells[2:]:
+                row.check(name in known, f"has the path {name}, unknown to {split} in ASV.tsv,")
+            trials.append((int(row["label"]), *row.cells[2:]))
+    return trials
