@@ -73,7 +73,7 @@ def write_result(folder: Path, config: RunConfig, seconds: float, rows: dict[str
     """Write predictions/<TASK>.jsonl, then result.json, whose presence says that the run is done.
 
     result.json keeps a digest of each file of predictions and of the weights. `constant`: what the
-    best constant answer scores, by task (tasks.constant_scores). `thresholds`: of `dev_thresholds`.
+    best constant answer scores, by task (tasks.constant_scores). `thresholds`: `dev_thresholds`.
     """
     digests = {}
     for name, items in rows.items():

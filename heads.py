@@ -336,6 +336,7 @@ class DiarizationHead(Head):
 
     frame_aligned = True
     certainty_name = "mean probability of a decision"
+    PART = 60_000  # label frames that go through the LSTM together: 10 minutes
 
     def __init__(self, dim: int, classes: int = 2, hidden: int = 512):
         super().__init__()
@@ -351,8 +352,12 @@ class DiarizationHead(Head):
         # utterance ends in zeros, and here it does not.
         index = torch.arange(size, device=features.device) // 2
         twice = gather_frames(features, to_device_of(features, frames), index)
-        hidden, _ = self.lstm(twice)  # not packed: padding comes last, and the LSTM is causal
-        return self.output(hidden)
+        logits, state = [], None
+        # A recording of an hour needs too much memory at once. The state goes from part to part.
+        for part in twice.split(self.PART, dim=1):
+            hidden, state = self.lstm(part, state)  # not packed: padding last, the LSTM is causal
+            logits.append(self.output(hidden))
+        return torch.cat(logits, 1)
 
     def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
         """`pit_bce`; targets are tensors or arrays (label frames, K) of 0 and 1."""

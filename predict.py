@@ -3,8 +3,7 @@
     python predict.py my.wav --run runs/mtl-all
     python predict.py a.wav b.flac --run runs/mtl-all --run runs/ssl-ASV --task ASV IC --json
 
-Audio is loaded and encoded as in evaluation, a long recording in windows (engine/recording.py);
-each head then runs once over the whole recording.
+Audio is loaded and encoded as in evaluation; engine/recording.py encodes long files in windows.
 """
 
 import argparse
@@ -14,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from engine.files import check
 from engine.launch import friendly_errors
 from engine.recording import encode_file
-from engine.runs import RunError, read_result
+from engine.runs import read_result
 from evaluate import finished_config, load_run
 from options import task_names
 from tasks import TASKS
@@ -26,14 +26,14 @@ from tasks import TASKS
 def predict(folder: Path, paths: list[str], tasks: list[str]) -> list[dict]:
     """One row per file and head of a finished run: the answer, how sure it is (Head.certainty).
 
-    A task with trials answers with an embedding. Its row also has the cosine with each file, and
-    the files that pass as the same speaker. Raises DataError, EncoderError and RunError.
+    The row of an embedding also has its cosine with each file, and the files of the same speaker:
+    those that pass the threshold. Raises DataError, EncoderError, RunError.
     """
     model, corpora = load_run(folder, finished_config(folder))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    chosen, rows = {name: corpora[name] for name in corpora if name in tasks}, []
+    corpora, rows = {name: corpora[name] for name in corpora if name in tasks}, []
     for path in paths:
-        for name, (features, frames) in encode_file(model, path, chosen).items():
+        for name, (features, frames) in encode_file(model, path, corpora).items():
             head = model.heads[name]
             answer = TASKS[name].decode(corpora[name].labels, head.predict(features, frames)[0])
             rows.append({"file": path, "run": folder.name, "task": name, "answer": answer,
@@ -42,7 +42,7 @@ def predict(folder: Path, paths: list[str], tasks: list[str]) -> list[dict]:
     for name, threshold in read_result(folder)["thresholds"].items():
         own = [row for row in rows if row["task"] == name]
         for row in own:
-            cosines = {r["file"]: float(np.dot(row["answer"], r["answer"])) for r in own}
+            cosines = {peer["file"]: float(np.dot(row["answer"], peer["answer"])) for peer in own}
             passed = [path for path, cosine in cosines.items() if cosine >= threshold]
             row.update(threshold=threshold, cosines=cosines, same_speaker=passed)
     return rows
@@ -61,7 +61,7 @@ def answer_text(row: dict) -> str:
 
 
 def show(rows: list[dict]) -> None:
-    """Print a block for each file, then the matrices of cosines, with * for one speaker."""
+    """Print a block for each file, then the matrix of cosines, with * for the same speaker."""
     for path in dict.fromkeys(row["file"] for row in rows):
         print(path)
         for row in rows:
@@ -71,8 +71,8 @@ def show(rows: list[dict]) -> None:
         if len(row.get("cosines", [])) > 1:
             cells = [f"{cosine:6.3f}{'*' if path in row['same_speaker'] else ' '}"
                      for path, cosine in row["cosines"].items()]
-            print(f"  {row['run']}  {row['task']:4}", *cells, row["file"],
-                  f"  (*: {row['threshold']:.3f} or more)")
+            note = f"(*: {row['threshold']:.3f} or more)"
+            print(f"  {row['run']}  {row['task']:4}", *cells, row["file"], note)
 
 
 def main() -> None:
@@ -84,12 +84,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
-    files, wanted = list(dict.fromkeys(args.files)), sum(args.task, [])
+    files, tasks = list(dict.fromkeys(args.files)), sum(args.task, [])
     with friendly_errors(args.debug):
         there = [name for folder in args.run for name in finished_config(folder).tasks]
-        if missing := [name for name in wanted if name not in there]:
-            raise RunError(f"no run has a head for {missing[0]}; there are {' '.join(there)}")
-        rows = [row for run in args.run for row in predict(run, files, wanted or there)]
+        check(set(tasks) <= set(there), f"--task: these runs have heads for {' '.join(there)} only")
+        rows = [row for run in args.run for row in predict(run, files, tasks or there)]
         if args.json:
             print(json.dumps(rows, indent=1))
         else:

@@ -146,6 +146,24 @@ def keyword_split(name: str) -> str:
     return "discarded" if percent < 20 else "train"
 
 
+def squares(wave: np.ndarray, gain: float) -> np.ndarray:
+    """The squares of sox's 32-bit samples, int64 (n,). A square above LOUD_POWER counts as
+    LOUD_POWER: int64 holds the sums of a window exactly."""
+    scaled = np.rint(wave.astype(np.float64) * (gain * 2**31)) ** 2
+    return np.minimum(scaled, LOUD_POWER).astype(np.int64)
+
+
+def loud_samples(wave: np.ndarray, gain: float, block: int = 60 * SAMPLE_RATE) -> np.ndarray:
+    """Whether each sample of a wave is loud, bool (n,). Blocks need little memory for an hour."""
+    loud = np.zeros(len(wave), bool)
+    for start in range(0, len(wave), block):
+        begin = max(0, start - RMS_WINDOW)  # the windows of the block begin here
+        power = np.cumsum(squares(wave[begin:start + block], gain))  # may wrap around;
+        power[RMS_WINDOW:] -= power[:-RMS_WINDOW].copy()  # the differences are exact all the same
+        loud[start:start + block] = power[start - begin:] >= LOUD_POWER
+    return loud
+
+
 def voiced_segments(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]]:
     """The segments [start, stop) of a wave (n,) that sox's silence effect keeps, to the sample.
 
@@ -153,13 +171,7 @@ def voiced_segments(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]
     sample. In a segment, a run of SOX_RUN quiet samples ends it before its first sample; sox then
     empties its RMS window and is in silence again. Only runs of that length change the state, so
     the loop visits no others."""
-    # a square above LOUD_POWER counts as LOUD_POWER: int64 holds the sums of a window exactly
-    squares = np.rint(wave.astype(np.float64) * (gain * 2**31)) ** 2
-    squares = np.minimum(squares, LOUD_POWER).astype(np.int64)
-    power = np.cumsum(squares)  # may wrap around; the differences below are exact all the same
-    power[RMS_WINDOW:] -= power[:-RMS_WINDOW].copy()
-    loud = power >= LOUD_POWER
-
+    loud = loud_samples(wave, gain)
     changes = np.flatnonzero(loud[1:] != loud[:-1]) + 1
     starts = np.concatenate([[0], changes])
     stops = np.concatenate([changes, [len(wave)]])
@@ -174,7 +186,8 @@ def voiced_segments(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]
             segments.append((segment_start, start))
             segment_start = None
             emptied_at = start + SOX_RUN
-            refilling = np.cumsum(squares[emptied_at:emptied_at + RMS_WINDOW]) < LOUD_POWER
+            following = squares(wave[emptied_at:emptied_at + RMS_WINDOW], gain)
+            refilling = np.cumsum(following) < LOUD_POWER
             window_is_loud_at = emptied_at + int(refilling.sum())
     if segment_start is not None:
         segments.append((segment_start, len(wave)))

@@ -130,6 +130,7 @@ def constant_turns(train: Corpus) -> Callable:
     """Nobody speaks, one speaker speaks all the time, or two do: the best of these in training."""
 
     def answer(utterance: Utterance, speakers: int) -> list:
+        """So many speakers from the first to the last second."""
         seconds = utterance.samples / SAMPLE_RATE
         return [[str(k), 0.0, seconds] for k in range(speakers)]
 

@@ -8,6 +8,7 @@ import soundfile
 from engine.files import DataError, check, printable
 from rules import SAMPLE_RATE
 
+BLOCK_SECONDS = 600  # decoded at a time
 REPLACE = "replace the file, or go on without it by --skip-broken"
 MAX_SAMPLES_PER_BYTE = 10_000  # flac reaches 6,000 in digital silence
 
@@ -17,15 +18,32 @@ def decode_audio(task: str, path: str) -> np.ndarray:
     expected = header_samples(task, path)
     try:
         # bytes, because soundfile refuses names that are not UTF-8
-        wave, rate = soundfile.read(os.fsencode(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(os.fsencode(path)) as file:
+            wave = read_blocks(file)
     except (OSError, RuntimeError, MemoryError):
         raise DataError(f"{task}: damaged audio in {path}; {REPLACE}") from None
-    wave = resample(wave.mean(1), rate)
     check(np.isfinite(wave).all(), f"{task}: samples that are not finite in {path}; {REPLACE}")
     # an mp3 decodes without its end as well, and its header may be an estimate
     complete = len(wave) > 0.95 * expected
     check(complete, f"{task}: only a part of the audio in {path}; {REPLACE}")
     return wave
+
+
+def read_blocks(file: soundfile.SoundFile) -> np.ndarray:
+    """All samples of an open file as float32 (n,), mono, 16 kHz.
+
+    Plain formula: resample(file.read(...).mean(1), file.samplerate)
+
+    This holds exactly up to BLOCK_SECONDS. An hour at 44.1 kHz in stereo takes 1.3 GB at once, so
+    it is resampled in blocks. Two blocks share two seconds, and each of them keeps one second."""
+    rate, tail, parts = file.samplerate, np.zeros(0, np.float32), []
+    while len(block := file.read(BLOCK_SECONDS * file.samplerate, "float32", always_2d=True)):
+        block = np.concatenate([tail, block.mean(1)])
+        tail = block[-2 * rate:]
+        parts.append(resample(block, rate))
+    for i in range(1, len(parts)):
+        parts[i - 1], parts[i] = parts[i - 1][:-SAMPLE_RATE], parts[i][SAMPLE_RATE:]
+    return np.concatenate([tail[:0], *parts])
 
 
 def resample(wave: np.ndarray, rate: int) -> np.ndarray:

@@ -105,6 +105,13 @@ def test_the_loss_falls_on_examples_that_can_be_memorised(case):
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_padding_changes_no_certainty(case):
+    head, features, _ = case
+    padded = head.certainty(torch.cat([features, torch.full((3, 9, D), 50.0)], 1), FRAMES)
+    for i, n in enumerate(FRAMES):
+        close(padded[i], head.certainty(features[i : i + 1, :n], FRAMES[i : i + 1])[0])
+
+
 def test_one_frame_is_enough(case):
     head, features, targets = case
     targets = [
@@ -506,3 +513,58 @@ def test_a_short_utterance_is_its_last_frame_repeated():
     head, features = XVectorHead(D, 5, 16), torch.randn(1, 4, D)
     longer = torch.cat([features, features[:, -1:].expand(1, 11, D)], 1)
     close(head.embed(features, torch.tensor([4])), head.embed(longer, torch.tensor([15])))
+
+
+# ---------------------------------------------------------------- how sure a head is
+
+
+def test_a_classifier_is_as_sure_as_the_probability_of_its_class_in_each_slot():
+    torch.manual_seed(0)
+    head, features = ClassifierHead(D, (2, 3), 16), torch.randn(3, 31, D)
+    for i, logits in enumerate(zip(*head.logits(features, FRAMES))):
+        classes = head.predict(features, FRAMES)[i]
+        expected = [slot.softmax(0)[k].item() for slot, k in zip(logits, classes)]
+        close(head.certainty(features, FRAMES)[i], expected)
+
+
+def test_ctc_is_as_sure_as_the_most_probable_alignment_per_token():
+    torch.manual_seed(1)
+    head, features = CTCHead(D, 3, 16), 9 * torch.randn(1, 6, D)
+    p = head.logits(features, torch.tensor([5])).softmax(-1)[0]
+    best = max(
+        sum(p[t, k].log().item() for t, k in enumerate(alignment))
+        for alignment in product(range(3), repeat=5)
+    )
+    tokens = head.predict(features, torch.tensor([5]))[0]
+    assert len(tokens) > 1
+    close(head.certainty(features, torch.tensor([5])), [[best / len(tokens)]])
+    own = ctc_loss(head.logits(features, torch.tensor([5])), torch.tensor([5]), [tokens])
+    assert best / len(tokens) < -own  # all alignments together are more probable
+
+
+def test_ctc_without_a_token_is_as_sure_as_the_whole_alignment():
+    head = CTCHead(D, 3, 16)
+    torch.nn.init.zeros_(head.output.weight)
+    head.output.bias.data = torch.tensor([2.0, 0.0, 0.0])
+    log_p = head.output.bias.log_softmax(0)[0].item()
+    assert head.predict(torch.randn(1, 4, D), torch.tensor([4])) == [[]]
+    close(head.certainty(torch.randn(1, 4, D), torch.tensor([4])), [[4 * log_p]])
+
+
+def test_diarization_is_as_sure_as_its_decisions_are_probable_on_average():
+    torch.manual_seed(0)
+    head, features = DiarizationHead(D, 2, 16), torch.randn(3, 31, D)
+    for rows, [sure] in zip(head.predict(features, FRAMES), head.certainty(features, FRAMES)):
+        decisions = [max(p, 1 - p) for row in rows for p in row]
+        assert sure == pytest.approx(sum(decisions) / len(decisions), abs=1e-5)
+
+
+def test_diarization_in_parts_is_the_lstm_over_the_whole_recording(monkeypatch):
+    torch.manual_seed(0)
+    head, features = DiarizationHead(D, 2, 16), torch.randn(3, 31, D)
+    whole = head.predict(features, FRAMES)
+    monkeypatch.setattr(DiarizationHead, "PART", 10)
+    sizes = []
+    head.lstm.register_forward_hook(lambda module, inputs, _: sizes.append(inputs[0].shape[1]))
+    close(head.predict(features, FRAMES), whole)
+    assert sizes == [10] * 6 + [3]

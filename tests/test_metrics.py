@@ -23,6 +23,7 @@ from metrics import (
     diarization_errors,
     edit_counts,
     eer,
+    eer_threshold,
     equal_error_rate,
     error_rate,
     paired_bootstrap,
@@ -466,6 +467,39 @@ def test_leading_axes_are_kept_by_both_reductions():
         assert np.allclose(reduce(pairs, weights), [reduce(part, weights) for part in pairs])
     repeated = [ratio(np.repeat(pairs[0], row, axis=0)) for row in weights]
     assert ratio(pairs[0], weights).tolist() == pytest.approx(repeated)
+
+
+
+@pytest.mark.parametrize(
+    "labels, scores, threshold",
+    [
+        ([1, 1, 0, 0], [0.9, 0.5, 0.5, 0.2], 0.7),  # the rates cross half way from 0.9 to 0.5
+        ([1, 1, 0, 0], [0.9, 0.6, 0.4, 0.2], 0.6),  # perfect: the lowest score of one speaker
+        ([1, 1, 0, 0], [0.8, 0.4, 0.6, 0.2], 0.6),  # the rates are 1/2 each from 0.6 on
+        ([0, 1, 0, 1, 1], [0.9, 0.8, 0.6, 0.4, 0.2], 0.8 - 0.2 / 3),  # 1/2, 2/3 at 0.8; 1, 2/3 at 0.6
+        ([1, 0], [0.3, 0.3], 0.3),  # all tie: there is one threshold
+        ([0, 1], [0.9, 0.1], 0.9),  # always wrong
+    ],
+)
+def test_the_threshold_of_equal_error_has_the_values_worked_by_hand(labels, scores, threshold):
+    assert eer_threshold(labels, scores) == pytest.approx(threshold)
+
+
+def test_both_error_rates_at_the_threshold_are_the_equal_error_rate():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 2000)
+    scores = rng.normal(labels, 1.0)
+    threshold = eer_threshold(labels, scores)
+    accepted = scores >= threshold
+    rate = equal_error_rate(labels, scores)
+    assert accepted[labels == 0].mean() == pytest.approx(rate, abs=0.002)
+    assert 1 - accepted[labels == 1].mean() == pytest.approx(rate, abs=0.002)
+
+
+@pytest.mark.parametrize("labels, scores", [([1, 1], [0.1, 0.2]), ([0, 1], [0.1, math.nan])])
+def test_a_threshold_of_nothing_is_an_error(labels, scores):
+    with pytest.raises(ValueError):
+        eer_threshold(labels, scores)
 
 
 # Diarization error rate

@@ -107,12 +107,12 @@ def test_mtl_trains_all_nine_and_a_second_call_reuses_it(run_train, runs, capsys
     assert "(b-1) MTL all" in capsys.readouterr().out
 
 
-def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, runs):
+def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, tmp_path):
     flags = "--tasks KS,IC --weighting uncertainty --mtl-steps 4 --feature-grad-mult 0.1"
-    run_train(runs, "--scenario", "mtl", *flags.split())
-    run_train(runs, "--scenario", "control")
-    assert "encoder" not in load_checkpoint(runs / "control-all")
-    saved = load_checkpoint(runs / "mtl-IC+KS")
+    run_train(tmp_path, "--scenario", "mtl", *flags.split())
+    run_train(tmp_path, "--scenario", "control", *flags.split())
+    assert "encoder" not in load_checkpoint(tmp_path / "control-IC+KS")
+    saved = load_checkpoint(tmp_path / "mtl-IC+KS")
     start = load_encoder("random-tiny").state_dict()
     trained = saved["encoder"]["state_dict"]
     moved = [name for name, tensor in trained.items() if not torch.equal(tensor, start[name])]

@@ -126,13 +126,14 @@ def pretrain(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     waves = [torch.from_numpy(wave) for wave in unlabelled(args.hours * 3600, args.seed)]
-    labels = cluster_labels(waves, generator)
-    last = len(waves) - max(args.batch, len(waves) // 20)   # 5 % are for validation only
-    training = similar_lengths(labels, range(last), args.batch)
-    validation = similar_lengths(labels, range(last, len(waves)), args.batch)[::4]
-    if not training:
+    held_out = max(args.batch, len(waves) // 20)    # utterances for validation, about 5 %
+    last = len(waves) - held_out
+    if last < args.batch:
         raise RunError(f"{len(waves)} utterances are too few for --batch {args.batch}; take more "
                        "--hours")
+    labels = cluster_labels(waves, generator)
+    training = similar_lengths(labels, range(last), args.batch)
+    validation = similar_lengths(labels, range(last, len(waves)), args.batch)[::4]
 
     net = build_model()
     optimizer = torch.optim.Adam(net.parameters(), lr=args.lr, betas=(0.9, 0.98), eps=1e-6)
