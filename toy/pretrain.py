@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 from engine.launch import friendly_errors
 from engine.runs import RunError, atomic_file, save_text
 from model import TINY
+from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 from toy.synthesis import check_writable, unlabelled
 
 CLUSTERS = 64
