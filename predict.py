@@ -54,7 +54,7 @@ def answer_text(row: dict) -> str:
     if "cosines" in row:
         return f"an embedding of {len(answer)} numbers"
     if answer and isinstance(answer[0], list):
-        answer = [f"speaker {name} {start:.2f}-{end:.2f} s," for name, start, end in answer]
+        answer = ", ".join(f"speaker {k} {start:.2f}-{end:.2f} s" for k, start, end in answer)
     text = answer if isinstance(answer, str) else " ".join(answer)
     numbers = " ".join(f"{number:.2f}" for number in row["certainty"])
     return f"{text}  ({row['certainty_name']} {numbers})"

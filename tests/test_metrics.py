@@ -476,7 +476,7 @@ def test_leading_axes_are_kept_by_both_reductions():
         ([1, 1, 0, 0], [0.9, 0.5, 0.5, 0.2], 0.7),  # the rates cross half way from 0.9 to 0.5
         ([1, 1, 0, 0], [0.9, 0.6, 0.4, 0.2], 0.6),  # perfect: the lowest score of one speaker
         ([1, 1, 0, 0], [0.8, 0.4, 0.6, 0.2], 0.6),  # the rates are 1/2 each from 0.6 on
-        ([0, 1, 0, 1, 1], [0.9, 0.8, 0.6, 0.4, 0.2], 0.8 - 0.2 / 3),  # 1/2, 2/3 at 0.8; 1, 2/3 at 0.6
+        ([0, 1, 0, 1, 1], [0.9, 0.8, 0.6, 0.4, 0.2], 0.8 - 0.2 / 3),  # FAR 1/2 to 1, FRR 2/3
         ([1, 0], [0.3, 0.3], 0.3),  # all tie: there is one threshold
         ([0, 1], [0.9, 0.1], 0.9),  # always wrong
     ],

@@ -140,7 +140,7 @@ def test_the_text_has_a_block_per_file_and_a_line_per_head(runs, root, call):
 def test_turns_and_slots_are_shown_in_words():
     turns = {"answer": [["0", 0.0, 1.5], ["1", 1.0, 2.25]], "certainty": [0.9]}
     turns["certainty_name"] = "x"
-    assert predict.answer_text(turns) == "speaker 0 0.00-1.50 s, speaker 1 1.00-2.25 s,  (x 0.90)"
+    assert predict.answer_text(turns) == "speaker 0 0.00-1.50 s, speaker 1 1.00-2.25 s  (x 0.90)"
     slots = {"answer": ["on", "lamp"], "certainty": [0.5, 1.0], "certainty_name": "probability"}
     assert predict.answer_text(slots) == "on lamp  (probability 0.50 1.00)"
     assert predict.answer_text(slots | {"answer": []}) == "  (probability 0.50 1.00)"
