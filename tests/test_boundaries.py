@@ -1,7 +1,7 @@
 """Where a user's files meet the readers: folders in another place, other suffixes, odd names,
 damaged files. Each sentence names its own cause."""
 
-# ruff: noqa: F401 (fixtures are imported)
+
 import json
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from test_data import AUDIO, READERS, copy, doctor, no_decoding, pristine
+from test_data import AUDIO, READERS, copy, doctor, no_decoding, pristine  # noqa: F401
 
 import data
 from corpus import load_audio

@@ -1,13 +1,13 @@
 """The digest of a corpus: what decides a result changes it, and nothing else does."""
 
-# ruff: noqa: F401 (fixtures are imported)
+
 import os
 import shutil
 
 import numpy as np
 import pytest
 import soundfile
-from test_data import AUDIO, READERS, copy, pristine
+from test_data import AUDIO, READERS, copy, pristine  # noqa: F401 (fixtures)
 
 import data
 import engine.measure

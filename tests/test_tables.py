@@ -1,6 +1,6 @@
 """Own data in tables: one corpus per task from a few lines of text, and wrong lines are named."""
 
-# ruff: noqa: F401, F811 (fixtures are imported)
+
 import pickle
 import re
 import unicodedata
@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from conftest import result
-from test_data import copy, doctor, pristine
+from test_data import copy, doctor, pristine  # noqa: F401 (fixtures)
 
 from batches import collate
 from corpus import load_audio
