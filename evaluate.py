@@ -1,7 +1,7 @@
 """Evaluation: a trained run, one prediction per utterance, its scores (paper, Section 4).
 
     python evaluate.py --run runs/transfer-IC   # score a run again (--split dev, --data DIR)
-    python evaluate.py --table                  # Table 1 of the runs there are (--intervals ...)
+    python evaluate.py --table                  # Table 1 of the finished runs (--intervals ...)
     python evaluate.py --layers                 # figures/layers.png: hidden states of each task
     python evaluate.py --curves                 # figures/curves.png: losses and dev scores
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from batches import collate, in_chunks, load_ahead
-from data import Corpus
+from corpus import Corpus
 from engine.frozen import ENCODING_SECONDS, FrozenFeatures
 from engine.launch import friendly_errors, progress, say
 from engine.runs import (FORMAT, RunError, file_digest, load_checkpoint, read_config, read_json,
@@ -34,8 +34,7 @@ def predict_and_score(model: MultiTask, corpora: dict[str, Corpus],
                       quiet: bool = False) -> dict[str, list[dict]]:
     """{task: one row (tasks.score) for every utterance}. Leaves the model in evaluation mode.
 
-    Where the encoder runs, the longest audio comes first: if the memory is too small, it shows at
-    once.
+    Where the encoder runs, the longest audio comes first: a lack of memory shows early.
     """
     model.eval()
     rows = {}
@@ -81,7 +80,7 @@ def write_result(folder: Path, config: RunConfig, seconds: float, rows: dict[str
         save_json_lines(path, items)
         digests[name] = file_digest(path)
     save_result(folder, {
-        "format": FORMAT, "scenario": config.scenario, "task": config.task,
+        "format": FORMAT, "scenario": config.scenario, "task": config.label,
         "left_out": config.left_out, "setting": config.setting, "seed": config.seed,
         "fold": config.fold, "steps": config.steps, "seconds": round(seconds, 1),
         "metrics": {name: summarise(TASKS[name], items) for name, items in rows.items()},
@@ -101,7 +100,7 @@ def evaluate_again(folder: Path, split: str, data: Path | None) -> dict[str, dic
     data = data or Path(recorded["data"])
     if not data.is_dir():
         raise RunError(f"there is no folder {data}, where the data of {folder} were; "
-                       "name the new place by --data")
+                       "name the new place with --data")
     model, inputs = load_run(folder, config)
     corpora = {}
     for name in config.tasks:

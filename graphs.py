@@ -82,10 +82,10 @@ def paper_changes() -> list[Change]:
 
 
 def find_runs(folder: Path, seeds: list[int], universe: tuple[str, ...]) -> dict[str, list[Result]]:
-    """The runs to compare, sorted by seed: {name of the run of seed 0: runs}.
+    """The runs to compare, sorted by seed: {name of the run without its seed: runs}.
 
-    `universe`: all tasks of the experiment. The first entry is (b-1); then comes (b-2) without each
-    task in turn. Raises RunError if the runs differ in more than scenario, task and seed.
+    `universe`: all tasks of the experiment. Raises RunError if the runs differ in more than
+    scenario, task and seed.
     """
     base = Run("mtl", universe, universe=universe)
     wanted = [base, *(base.leave_one_out(task) for task in universe)]
@@ -146,20 +146,22 @@ def run_changes(folder: Path, seeds: list[int], universe: tuple[str, ...]) -> li
     Raises RunError if nothing can be compared.
     """
     runs = find_runs(folder, seeds, universe)
-    (all_tasks, with_all), *without = runs.items()
+    base = Run("mtl", universe, universe=universe)
+    all_tasks = base.name
     changes = []
     for target in universe:
-        metric, before = drawn_metric(target), read_pairs(with_all, target)
+        metric, before = drawn_metric(target), read_pairs(runs[all_tasks], target)
         if before and all(metric.reduce(list(pairs.values())) == 0 for pairs in before.values()):
             print(f"note: no edges to {target}: {metric.name} of {all_tasks} is 0, and changes are "
                   "relative to it")
-        for source, (_, without_source) in zip(universe, without):
+        for source in universe:
+            without_source = runs[base.leave_one_out(source).name]
             change = compare(source, target, before, read_pairs(without_source, target))
             if change:
                 changes.append(change)
     if not changes:
         raise RunError(f"nothing to draw: {folder} needs finished runs {all_tasks} and "
-                       f"{without[0][0]} and so on (train.py)")
+                       f"{base.leave_one_out(universe[0]).name} and so on (train.py)")
     for name, found in runs.items():
         if len(found) < len(seeds):
             print(f"note: {len(found)} of {len(seeds)} runs {name}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from data import Corpus
+from corpus import Corpus
 from engine.flags import add_flags, flag, given, number
 from engine.launch import world_size
 from engine.runs import RunError
@@ -24,7 +24,8 @@ FILES, MACHINE = "data and runs", "machine"  # groups of flags in --help
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how to run. Nothing here decides a result."""
+    """Where and how to run. RunConfig keeps what of it decides a result: the data's content,
+    whether features are cached, the precision."""
 
     data: Path = flag(TOY, FILES, "folder with the SUPERB datasets (python data.py DIR tells what "
                       "is missing); the toy corpus is made if it is not there")
@@ -40,8 +41,9 @@ class Options:
     jobs: int | None = flag(None, MACHINE, "runs at a time; None: one per core for a tiny encoder "
                             "on a CPU, else 1", least=1)
     debug: bool = flag(False, MACHINE, "show the traceback of an error")
-    encoder: str = ""  # Setting.encoder, whose content RunConfig keeps
-    precision_given: bool = False  # False: a finished run may have any precision
+    encoder: str = ""  # Setting.encoder: where the encoder lies; RunConfig has its digest
+    quiet: bool = False  # no progress bars
+    precision_given: bool = False  # True: --precision was given, so finished runs must have it
 
     def is_finished(self, run: Run) -> bool:
         """Whether a run has its result."""
@@ -57,7 +59,10 @@ OPTIONS = {"paper": Options(), "tiny": Options(save_every=100, log_every=10, wor
 
 
 def task_names(text: str) -> list[str]:
-    """"pr,ASR" -> ["PR", "ASR"]. Raises ArgumentTypeError for an unknown name."""
+    """Task names as users write them, "pr,ASR" -> ["PR", "ASR"].
+
+    Raises ArgumentTypeError for an unknown name.
+    """
     names = [name for name in text.upper().replace(",", " ").split() if name]
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:
@@ -70,28 +75,28 @@ def parse_arguments(description: str) -> tuple[argparse.Namespace, Setting, Opti
     """The command line: what to do, with which numbers, and where."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    todo = parser.add_argument_group("what to do")
-    todo.add_argument("--scenario", required=True, help="see above", choices=(
+    what = parser.add_argument_group("what to do")
+    what.add_argument("--scenario", required=True, help="see above", choices=(
         "ssl", "mtl", "leave-one-out", "transfer", "all", "control"))
-    todo.add_argument("--task", nargs="+", type=task_names, metavar="TASK", default=[],
+    what.add_argument("--task", nargs="+", type=task_names, metavar="TASK", default=[],
                       help="whose head (ssl, transfer), or which to leave out (leave-one-out); "
                       f"default: each in turn of {' '.join(TASKS)}")
-    todo.add_argument("--tasks", nargs="+", type=task_names, metavar="TASK", default=[],
+    what.add_argument("--tasks", nargs="+", type=task_names, metavar="TASK", default=[],
                       help="the tasks of the whole experiment, as in PR,ASR; default: all nine")
-    todo.add_argument("--seed", type=number(int, least=0), nargs="+", default=[0], metavar="N",
+    what.add_argument("--seed", type=number(int, least=0), nargs="+", default=[0], metavar="N",
                       help="of weights, batches and masks; several: one after another")
-    todo.add_argument("--fold", type=int, nargs="+", default=[1], choices=range(1, 6),
+    what.add_argument("--fold", type=int, nargs="+", default=[1], choices=range(1, 6),
                       help="ER's test session: the paper reports 1, SUPERB the mean of 1 2 3 4 5")
-    todo.add_argument("--setting", choices=tuple(SETTINGS),
+    what.add_argument("--setting", choices=tuple(SETTINGS),
                       help="tiny: minutes on a laptop, the default without --data; paper: HuBERT "
                       "Base and the paper's numbers, the default with it")
-    todo.add_argument("--lr", type=number(float, above=0), metavar="X",
+    what.add_argument("--lr", type=number(float, above=0), metavar="X",
                       help="learning rate of the scenario that is asked for")
-    todo.add_argument("--steps", type=number(int, least=1), metavar="N",
+    what.add_argument("--steps", type=number(int, least=1), metavar="N",
                       help="updates of the scenario that is asked for")
-    todo.add_argument("--dry-run", action="store_true",
+    what.add_argument("--dry-run", action="store_true",
                       help="try one step of everything and estimate the whole; trains nothing")
-    todo.add_argument("--yes-i-mean-it", action="store_true",
+    what.add_argument("--yes-i-mean-it", action="store_true",
                       help="allow a learning rate that wipes out a pretrained encoder")
     add_flags(parser, Setting, SETTINGS)
     add_flags(parser, Options, OPTIONS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.launch import say
 from engine.runs import RunError, differences, file_digest, read_json_lines, read_result
 from metrics import bootstrap
-from scenarios import RunConfig, load_config
+from scenarios import Inputs, RunConfig, load_config
 from tasks import TASKS, Metric
 
 
@@ -68,38 +68,40 @@ def check_comparable(results: list[Result]) -> None:
     All runs must have the same data, encoder, setting and precision; the runs of one scenario and
     task must agree in all numbers.
     """
-    first_of = {}  # what must be equal -> the first run that has it
+    corpora, cells = {}, {}  # the first result of each corpus, of each row and label
     for result in results:
-        config = result.config
-        common = {"encoder": config.encoder, "setting": config.setting,
-                  "precision": config.precision}
-        _compare(first_of.setdefault("all", (result, common)), result, common)
+        config, first = result.config, results[0]
+        common = {"encoder", "setting", "precision"}
+        _check_equal(first, result, {key: getattr(first.config, key) for key in common},
+                     {key: getattr(config, key) for key in common})
         for task, digests in config.data.items():
-            key = (task, config.fold if TASKS[task].folds > 1 else 1)
-            _compare(first_of.setdefault(key, (result, digests)), result, digests, f"data.{task}.")
-        numbers = without_seed(config)
-        _compare(first_of.setdefault((row_name(config), config.task), (result, numbers)), result,
-                 numbers)
+            first = corpora.setdefault(Inputs.key(task, config.fold), result)
+            _check_equal(first, result, first.config.data[task], digests, f"data.{task}.")
+        first = cells.setdefault((row_name(config), config.label), result)
+        _check_equal(first, result, training_settings(first.config), training_settings(config))
 
 
-def _compare(first: tuple[Result, dict], result: Result, values: dict, prefix: str = "") -> None:
-    """Raises RunError if two runs differ in these values."""
-    changed = differences(first[1], values, set(), prefix)
+def _check_equal(first: Result, result: Result, before: dict, now: dict, prefix: str = "") -> None:
+    """Raises RunError if two runs differ in some values."""
+    changed = differences(before, now, set(), prefix)
     if changed:
-        raise RunError(f"{first[0].path} and {result.path} cannot be compared: "
+        raise RunError(f"{first.path} and {result.path} cannot be compared: "
                        f"{'; '.join(changed)}; move one of them to another folder")
 
 
-def without_seed(config: RunConfig) -> dict:
-    """A configuration as JSON without seed, fold and data, here and in its prerequisites."""
+def training_settings(config: RunConfig) -> dict:
+    """What the runs of one cell must share: a configuration as JSON, without what may differ.
+
+    Seeds and folds may differ, and with them the names and the data of the prerequisites.
+    """
 
     def strip(values: dict) -> dict:
         """One level of the configuration."""
         dropped = ("seed", "fold", "data", "encoder_run", "built_on")
         kept = {key: value for key, value in values.items() if key not in dropped}
         parts = [strip(other) for other in values["built_on"].values()]
-        parts.sort(key=lambda part: (part["scenario"], part["task"]))
-        return kept | {"built_on": {f"{p['scenario']}-{p['task']}": p for p in parts}}
+        parts.sort(key=lambda part: (part["scenario"], part["label"]))
+        return kept | {"built_on": {f"{p['scenario']}-{p['label']}": p for p in parts}}
 
     return strip(config.to_json())
 

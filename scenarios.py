@@ -1,13 +1,16 @@
-"""The paper's four scenarios (Section 2): what each one trains, from what, and with which numbers.
+"""The paper's four scenarios (Section 2) and a control of ours: what each trains, and from what.
 
     (a)   ssl            HuBERT is frozen; one head is trained
-    (b-1) mtl            HuBERT and the heads of all nine tasks are trained together, round robin
+    (b-1) mtl            HuBERT and the heads of all nine tasks are trained together
     (b-2) leave-one-out  the same without one task
     (c)   transfer       the encoder of (b-2) is frozen; the head of the left-out task is trained
     (a+)  control        (b-1) with HuBERT frozen: what does training the heads for longer give?
 
-`Setting` holds the numbers that the command line may change, `Run` names one run, and `RunConfig`
-is everything that decides its result. Files: runs/<run.name>/config.json keeps the RunConfig.
+Multi-task learning goes round robin: each update takes one batch from every task in turn.
+
+The classes with numbers: `tasks.Recipe` is how SUPERB trains one head in (a). `Setting` holds the
+flags that decide results, `options.Options` those that say where and how to run. `Inputs` holds
+digests of what is read. `make_config` combines them into the `RunConfig` of one run.
 """
 
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from tasks import TASKS, Recipe
 
 # The groups of flags in --help
 MODEL, SSL, MTL, TRANSFER = "model", "(a) ssl", "(b) mtl, leave-one-out", "(c) transfer"
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -78,7 +82,7 @@ def in_table_order(names) -> tuple[str, ...]:
 class Run:
     """One run: a scenario, the tasks whose heads it trains, and the task that it leaves out.
 
-    `universe` holds all tasks of the experiment, nine in the paper (train.py --tasks).
+    `universe`: all tasks of the experiment, nine in the paper, fewer with train.py --tasks.
     """
 
     scenario: str
@@ -89,7 +93,7 @@ class Run:
     universe: tuple[str, ...] = field(default_factory=lambda: tuple(TASKS))
 
     @property
-    def task(self) -> str:
+    def label(self) -> str:
         """The task that the run is about, "all", or the tasks that it trains, as in ASR+PR."""
         if self.left_out or self.scenario == "ssl":
             return self.left_out or self.tasks[0]
@@ -99,9 +103,9 @@ class Run:
     def name(self) -> str:
         """The folder: ssl-IC, mtl-all, leave-one-out-IC, mtl-ASR+PR, transfer-IC-seed1-fold2...
 
-        With fewer than nine tasks a run that leaves one out says so: transfer-IC-of-IC+KS+ER.
+        With fewer than nine tasks a run that leaves one out says so: transfer-IC-of-ER+IC+KS.
         """
-        name = f"{self.scenario}-{self.task}"
+        name = f"{self.scenario}-{self.label}"
         if self.left_out and self.universe != tuple(TASKS):
             name += f"-of-{'+'.join(self.universe)}"
         name += f"-seed{self.seed}" if self.seed else ""
@@ -138,19 +142,26 @@ def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1) 
     if scenario == "leave-one-out":
         return [base.leave_one_out(name) for name in tasks]
     if scenario == "transfer":
-        return [replace(base, scenario="transfer", tasks=(t,), left_out=t) for t in tasks]
+        return [replace(base, scenario="transfer", tasks=(name,), left_out=name) for name in tasks]
     runs = []
     for part in ("mtl", "ssl", "leave-one-out", "transfer"):
         runs += scenario_runs(part, universe, universe, seed, fold)
     return runs
 
 
-def with_prerequisites(runs: list[Run], heads: str, finished: Callable = lambda run: False):
-    """The runs and what they build on, and so on; a finished run needs nothing any more."""
-    wanted = list(runs)
-    for run in wanted:  # the list grows during the loop
-        if not finished(run):
-            wanted += [other for other in run.prerequisites(heads) if other not in wanted]
+def with_prerequisites(runs: list[Run], heads: str, finished: Callable | None = None) -> list[Run]:
+    """The runs, their prerequisites, the prerequisites of these, and so on.
+
+    A run for which finished(run) is true needs no prerequisites.
+    """
+    wanted, queue = [], list(runs)
+    while queue:
+        run = queue.pop(0)
+        if run in wanted:
+            continue
+        wanted.append(run)
+        if finished is None or not finished(run):
+            queue += run.prerequisites(heads)
     return wanted
 
 
@@ -164,41 +175,44 @@ def in_stages(runs: list[Run]) -> list[list[Run]]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all runs of a command read. The keys are those of `key`."""
+    """Digests of what the runs of a command read, by corpus (see `key`).
 
-    encoder: str  # digest of the pretrained encoder, weights and network
+    `gb_all_frames` and `gb_means` hold the sizes of the cached training features, in GB, of the
+    corpora whose recordings are cropped: for heads that read all frames, and for those that read
+    their mean. `cache_gb` is the room for one corpus.
+    """
+
+    encoder: str  # digest of the pretrained encoder: weights and configuration
     data: dict[str, dict[str, str]]  # key -> split -> digest of the corpus
-    cropped_gb: dict[str, tuple[float, float]]  # key -> GB of cached training features, of all
-    # frames or only their means, for the corpora whose recordings are cropped
-    cache_gb: float  # room for the features of one corpus
+    gb_all_frames: dict[str, float]
+    gb_means: dict[str, float]
+    cache_gb: float
 
     @staticmethod
     def key(task: str, fold: int) -> str:
-        """The task, with the fold where it has several."""
+        """The key of a corpus: its task, and the fold if the task has several."""
         return f"{task}-fold{fold}" if TASKS[task].folds > 1 and fold > 1 else task
 
     def has_fixed_crops(self, task: str, fold: int, augment: bool) -> bool:
-        """Whether a frozen encoder's features of the task's training crops fit into the cache.
+        """Whether training on a frozen encoder uses cached features of the same few crops.
 
-        Training then sees the same few crops of a recording again and again.
+        It does if the recordings are cropped and the features fit into the cache.
         """
-        if self.key(task, fold) not in self.cropped_gb:
-            return False
-        all_frames, means = self.cropped_gb[self.key(task, fold)]
-        needed = means if caches_means(TASKS[task].head, augment) else all_frames
-        return needed <= self.cache_gb
+        sizes = self.gb_means if caches_means(TASKS[task].head, augment) else self.gb_all_frames
+        key = self.key(task, fold)
+        return key in sizes and sizes[key] <= self.cache_gb
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the result of a run; config.json keeps it (DESIGN.md, section 5).
+    """Everything that decides the result of a run; runs/<name>/config.json keeps it.
 
     A run is reused, resumed or averaged with another only if these agree. `built_on` holds the
     configurations of the prerequisites.
     """
 
     scenario: str
-    task: str
+    label: str  # Run.label
     tasks: tuple[str, ...]
     left_out: str | None
     universe: tuple[str, ...]
@@ -214,8 +228,8 @@ class RunConfig:
     lr: float  # peak learning rate
     steps: int
     warmup: int | None  # updates; None: the rate is constant
-    batch: dict[str, int]  # utterances per update and task: in (b) of each process, else of all
-    processes: int  # in (b); the others share their batch
+    batch: dict[str, int]  # utterances per update and task, in each of `processes` processes
+    processes: int  # in (b) and (a+); 1 in (a) and (c), where all processes share one batch
     clip: float  # largest gradient norm
     weight_decay: float
     weighting: str
@@ -242,8 +256,8 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
     """The configuration of a run: the one place where its numbers are chosen.
 
     (a) follows the recipe of the task (SUPERB); (b) and (c) follow Section 3.3 of the paper.
-    In (b) each of `processes` reads a batch of its own, as in distributed training; in (a) and (c),
-    whose recipes know no processes, they share one.
+    `processes`: in (b) and (a+) each process reads a batch of its own, as in the released code. In
+    (a) and (c) all processes share one batch, because SUPERB's recipes give its total size.
     """
     recipes = {name: recipe_of(name, setting) for name in run.tasks}
     trains_encoder = run.scenario in ("mtl", "leave-one-out")
@@ -251,7 +265,7 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
     fixed_crops = [] if trains_encoder else [
         name for name in run.tasks if inputs.has_fixed_crops(name, run.fold, numbers["augment"])]
     return RunConfig(
-        scenario=run.scenario, task=run.task, tasks=run.tasks, left_out=run.left_out,
+        scenario=run.scenario, label=run.label, tasks=run.tasks, left_out=run.left_out,
         universe=run.universe, seed=run.seed, fold=run.fold, setting=setting.name,
         encoder=inputs.encoder,
         encoder_run=run.leave_one_out(run.left_out).name if run.scenario == "transfer" else None,
@@ -327,7 +341,7 @@ def build_model(config: RunConfig, encoder: Hubert, classes: dict) -> MultiTask:
 
 
 def is_small(source: str) -> bool:
-    """Whether an encoder is as narrow as the tiny one: a toy, with nothing to lose by training."""
+    """Whether an encoder has at most the width of the tiny one. A file is loaded to find out."""
     named = {"tiny": TINY, "random-tiny": TINY, "hubert_base": BASE, "random-hubert_base": BASE}
     config = named[source] if source in named else load_encoder(source).config
     return config["encoder_embed_dim"] <= TINY["encoder_embed_dim"]

@@ -1,16 +1,16 @@
-"""The paper's four scenarios (Section 2): nine tasks, one training loop.
+"""The paper's four scenarios (Section 2) and a control of ours: nine tasks, one training loop.
 
     python train.py --scenario ssl --task IC            # (a)   frozen HuBERT, the head of one task
-    python train.py --scenario mtl                      # (b-1) finetune HuBERT on all nine tasks
+    python train.py --scenario mtl                      # (b-1) finetune HuBERT on nine tasks
     python train.py --scenario leave-one-out --task IC  # (b-2) the same, without IC
-    python train.py --scenario transfer --task IC       # (c)   freeze that encoder, train IC's head
+    python train.py --scenario transfer --task IC       # (c)   freeze HuBERT of (b-2), train IC
     python train.py --scenario all                      # the 28 runs of Table 1, table and graphs
     python train.py --scenario control                  # (a+)  as (b-1), but HuBERT stays frozen
 
-A scenario first makes the runs that it builds on: transfer needs the encoder of leave-one-out, and
-both start from the heads of ssl. Finished runs are reused, interrupted runs continue. Without
---data everything runs on a synthetic corpus with a tiny HuBERT (--setting tiny); with --data DIR on
-real SUPERB data with HuBERT Base (--setting paper).
+A scenario first trains any missing run whose weights it needs: transfer needs the encoder of
+leave-one-out, and (b) and (c) start from the heads of ssl (unless --heads fresh). Finished runs are
+reused, interrupted runs continue. Without --data everything runs on a synthetic corpus with a tiny
+HuBERT (--setting tiny); with --data DIR on real SUPERB data with HuBERT Base (--setting paper).
 
 Several GPUs:  torchrun --nproc_per_node 4 train.py --data DIR --scenario mtl
 """
@@ -19,7 +19,9 @@ import argparse
 import shlex
 import signal
 import sys
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -34,12 +36,12 @@ from torch.nn.parallel import DistributedDataParallel
 import graphs
 import toy
 from batches import Steps, Stream, load_ahead
-from data import Corpus
+from corpus import Corpus
 from engine.frozen import FrozenFeatures, cache_gigabytes, cache_states, caches_means
 from engine.kernels import keep_memory
 from engine.launch import (first_process_first, friendly_errors, process_group, rank, run_parallel,
                            say, stop_signals, wait_for_all, world_size)
-from engine.runs import (RunError, check_run, load_checkpoint, locked, save_json, save_text,
+from engine.runs import (RunError, is_finished, load_checkpoint, locked, save_json, save_text,
                          weights_digest, write_config)
 from engine.session import Session
 from evaluate import dev_thresholds, predict_and_score, write_result
@@ -48,18 +50,18 @@ from options import TOY, Options, check_arguments, default_jobs, parse_arguments
 from results import print_results, read_results
 from scenarios import (Inputs, Run, RunConfig, Setting, build_model, in_stages,
                        load_run_encoder, make_config, scenario_runs, with_prerequisites)
-from tasks import TASKS, constant_scores, read_corpus, summarise
+from tasks import TASKS, Task, constant_scores, read_corpus, summarise
 from weighting import pcgrad_backward, uncertainty_total
 
 
-AFTER_STOP = "; the same command continues from the last checkpoint"
+RESUME_HINT = "; the same command continues from the last checkpoint"
 
 
 def lr_scale(step: int, warmup: int | None, steps: int) -> float:
-    """The share of the peak learning rate after `step` updates (paper, Section 3.3).
+    """The factor on the peak learning rate after `step` updates (paper, Section 3.3).
 
-    Linear from 0 up to 1 over `warmup` updates, then linear down to 0. The first update has rate 0,
-    as in the released code. `warmup` None: constant, as SUPERB trains its heads.
+    It rises linearly from 0 to 1 over `warmup` updates, then falls linearly to 0. The first update
+    has rate 0, as in the released code. If `warmup` is None, it is 1, as SUPERB trains its heads.
     """
     if warmup is None:
         return 1.0
@@ -69,10 +71,10 @@ def lr_scale(step: int, warmup: int | None, steps: int) -> float:
 
 
 def freeze(model, config: RunConfig) -> None:
-    """Stop the gradient where the scenario does.
+    """Freeze what the scenario does not train.
 
-    (a), (c): at HuBERT's hidden states; the layer weights and the head learn. (b): HuBERT learns,
-    but with feature_grad_mult 0 its convolutions do not.
+    In (a), (a+) and (c) HuBERT is frozen; only the weighted sum and the heads learn. In (b) HuBERT
+    learns too; with feature_grad_mult 0 its convolutions are frozen.
     """
     model.encoder.requires_grad_(config.trains_encoder)
     if config.feature_grad_mult == 0:
@@ -80,25 +82,27 @@ def freeze(model, config: RunConfig) -> None:
 
 
 def training_loop(session: Session, network, model: MultiTask, config: RunConfig, batches,
-                  evaluate_on_dev) -> None:
-    """Train until the last step. `network` is the model, or its DistributedDataParallel.
+                  evaluate: Callable) -> None:
+    """Train until the last step.
 
-    Round robin: `batches` yields one batch of every task per step, and small corpora start again
-    more often. The loss of a step is the plain sum over its tasks: one backward pass, one clip, one
-    Adam update.
+    `network(batches, random_key)` returns the losses; it is the model or its DDP wrapper. Round
+    robin: each step of `batches` holds one batch of every task, and small corpora repeat more
+    often. In the paper, the loss is the plain sum over the tasks (`weighting` "sum"). Each step has
+    one backward pass, one clip and one Adam update.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     device = model.layer_sum.weights.device
     model.train()
     with stop_signals() as signals:
-        for step_batches in session.show_progress(batches):  # {task: batch}
+        for step_batches in session.with_progress_bar(batches):  # {task: batch}
             rate = config.lr * lr_scale(session.step, config.warmup, config.steps)
             for group in session.optimizer.param_groups:
                 group["lr"] = rate
 
-            # All random numbers of a step follow from this key: a resumed run draws the same ones.
+            # Masks and dropout follow from this key, so a resumed run draws the same ones.
             random_key = (config.seed, session.step, rank())
-            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
+            bf16 = config.precision == "bf16"
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 losses = network(step_batches, random_key)  # {task: scalar}
 
             if config.weighting == "pcgrad":
@@ -107,132 +111,155 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
                 uncertainty_total(losses, model.log_sigma).backward()
             else:
                 sum(losses.values()).backward()
-            gradient_norm = torch.nn.utils.clip_grad_norm_(trained, config.clip)
+            gradient_norm = torch.nn.utils.clip_grad_norm_(trainable, config.clip)
             session.optimizer.step()
             session.optimizer.zero_grad()
 
             ids = {task: batch.ids for task, batch in step_batches.items()}
             session.end_step(losses, gradient_norm, ids, rate)
             if evaluation_is_due(session.step, config):
-                evaluate_on_dev(session)
+                evaluate()
             session.save_when_due(signals)
 
 
 def evaluation_is_due(step: int, config: RunConfig) -> bool:
-    """Whether dev is scored after a step: in (a) and (c), every so often and at the last one."""
+    """Whether dev is scored: in (a) and (c), every `evaluate_every` steps and at the last one."""
     if config.evaluate_every is None or rank() > 0:
         return False
     return step % config.evaluate_every == 0 or step == config.steps
 
 
-def train(run: Run, config: RunConfig, options: Options, quiet: bool = False) -> None:
-    """Make one run, or continue it: set up, loop, score test. A finished run is only checked."""
+@dataclass(frozen=True)
+class Data:
+    """The corpora of a run, and the cached features of those that a frozen encoder has read."""
+
+    corpora: dict[str, dict[str, Corpus]]  # split -> task -> corpus
+    features: dict[str, dict[str, FrozenFeatures | None]]  # None: the encoder runs at each step
+
+    def score(self, split: str, model: MultiTask, options: Options) -> dict[str, list[dict]]:
+        """{task: one row (tasks.score) for every utterance} of a split."""
+        return predict_and_score(model, self.corpora[split], self.features[split],
+                                 options.workers, options.quiet)
+
+
+def train(run: Run, config: RunConfig, options: Options) -> None:
+    """Make one run, or continue it: set up, loop, score test. A finished run is only compared."""
     folder = options.runs / run.name
     recorded = {"encoder": options.encoder, "data": str(options.data.resolve()),
                 "workers": options.workers, "device": options.device,
                 "skip_broken": options.skip_broken, "command": shlex.join(sys.argv)}
-    if check_run(folder, config.to_json(), recorded, options.precision_given):
+    if is_finished(folder, config.to_json(), recorded, options.precision_given):
         return
     smallest_batch = min(config.batch.values()) * config.processes
     if smallest_batch < world_size():
         raise RunError(f"{world_size()} processes cannot share a batch of {smallest_batch}; "
                        "start fewer")
-
-    # Set up
     if rank() == 0:
         write_config(folder, config.to_json(), recorded)
     keep_memory()
-    with first_process_first():  # the others then find the measured lengths on disk
+    threads = torch.get_num_threads()
+    try:
+        model, data = prepare(run, config, options)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        # The paper uses Adam. AdamW with weight decay 0 is Adam.
+        optimizer = torch.optim.AdamW(trainable, config.lr, weight_decay=config.weight_decay,
+                                      fused=True)
+        network = model
+        if world_size() > 1 and config.weighting != "pcgrad":  # PCGrad averages by itself
+            network = DistributedDataParallel(model)
+        session = Session(folder, model, optimizer, config.steps, options.save_every,
+                          options.log_every, options.quiet)
+        session.resume()
+        batches = batches_from(session.step, config, data, options)
+        evaluate = partial(evaluate_on_dev, session, TASKS[run.tasks[0]], data, options)
+        training_loop(session, network, model, config, batches, evaluate)
+        test_and_save(session, config, data, options)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def prepare(run: Run, config: RunConfig, options: Options) -> tuple[MultiTask, Data]:
+    """The model with its first weights, the corpora, and the cached features."""
+    with first_process_first():  # it measures the audio once and keeps the lengths on disk
         corpora = read_corpora(run, config, options)
     model = make_model(run, config, options, corpora["train"])
+    features = {}
     with first_process_first():
-        features = {split: cache_features(model, split, sets, run, config, options, quiet)
-                    for split, sets in corpora.items()}
-    threads = torch.get_num_threads()
+        for split, task_corpora in corpora.items():
+            features[split] = cache_features(model, split, task_corpora, run, config, options)
     if all(cached and cached.pooled for cached in features["train"].values()):
-        torch.set_num_threads(1)  # such a step is so small that threads wait for each other
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, config.lr, weight_decay=config.weight_decay, fused=True)
-    # (With decay 0, AdamW is Adam.)
-    network = model
-    if world_size() > 1 and config.weighting != "pcgrad":  # which averages over processes itself
-        network = DistributedDataParallel(model)
-    session = Session(folder, model, optimizer, config.steps, options.save_every,
-                      options.log_every, quiet)
-    session.resume()
-
-    def evaluate_on_dev(session: Session) -> None:
-        task = TASKS[run.tasks[0]]
-        session.check_previous_step()  # weights that are not finite have no score
-        rows = predict_and_score(model, corpora["dev"], features["dev"], options.workers, quiet)
-        model.train()
-        metrics = summarise(task, rows[task.name])
-        session.write_log({"step": session.step, "dev": metrics})
-        first = task.metrics[0]
-        session.keep_if_best(metrics[first.name], first.better)
-        session.show(**{f"dev_{first.name}": f"{metrics[first.name]:.1f}"})
-
-    batches = batches_from(session.step, config, corpora["train"], features["train"], options)
-    training_loop(session, network, model, config, batches, evaluate_on_dev)
-
-    finish(session, config, corpora, features, options, quiet)
-    torch.set_num_threads(threads)
+        torch.set_num_threads(1)  # a step on means is so small that threads wait for each other
+    return model, Data(corpora, features)
 
 
-def finish(session: Session, config: RunConfig, corpora: dict, features: dict, options: Options,
-           quiet: bool) -> None:
-    """Keep the best head, score test and write result.json."""
-    state, model = session.finish(), session.model
+def evaluate_on_dev(session: Session, task: Task, data: Data, options: Options) -> None:
+    """Score dev, log it, and keep the head if it is the best so far. (a) and (c) have one task."""
+    session.check_last_step()  # a model with NaN weights has no score
+    rows = data.score("dev", session.model, options)
+    session.model.train()
+    metrics = summarise(task, rows[task.name])
+    session.write_log({"step": session.step, "dev": metrics})
+    first = task.metrics[0]
+    session.keep_if_best(metrics[first.name], first.better)
+    session.show(**{f"dev_{first.name}": f"{metrics[first.name]:.1f}"})
+
+
+def test_and_save(session: Session, config: RunConfig, data: Data, options: Options) -> None:
+    """Take the best head, if dev was scored; save; score test; write result.json."""
+    state, seconds = session.finish(), session.seconds()
     if rank() == 0:
-        rows = predict_and_score(model, corpora["test"], features["test"], options.workers, quiet)
-        constant = {name: constant_scores(TASKS[name], corpora["train"][name], corpus)
-                    for name, corpus in corpora["test"].items()}
-        thresholds = dev_thresholds(model, corpora["dev"], features["dev"], options.workers, quiet)
-        write_result(session.folder, config, session.seconds(), rows, weights_digest(state),
-                     constant, thresholds)
+        rows = data.score("test", session.model, options)
+        constant = {}
+        for name, corpus in data.corpora["test"].items():
+            constant[name] = constant_scores(TASKS[name], data.corpora["train"][name], corpus)
+        thresholds = dev_thresholds(session.model, data.corpora["dev"], data.features["dev"],
+                                    options.workers, options.quiet)
+        write_result(session.folder, config, seconds, rows, weights_digest(state), constant,
+                     thresholds)
         rmtree(session.folder / "cache", ignore_errors=True)
     wait_for_all()
 
 
 def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dict[str, Corpus]]:
-    """{split: {task: corpus}} of a run; of dev only what it evaluates.
+    """{split: {task: corpus}} of a run. Dev is read only where it is used.
 
-    Where the result is the last step, that is dev of the tasks with trials, for their thresholds.
-    The run's folder keeps which utterances were left out (skipped.txt) and, for predict.py, what a
-    prediction needs of a corpus (inputs.json). Raises RunError if the data changed since the
-    command began.
+    (a) and (c) choose their checkpoint on dev; (b) takes from it the thresholds of tasks with
+    trials. The run's folder keeps which utterances were left out (skipped.txt) and the labels and
+    audio settings that predict.py needs (inputs.json). Raises RunError if the data changed since
+    the command began.
     """
-    corpora = {split: {name: options.read(name, split, run.fold) for name in run.tasks}
-               for split in ("train", "test")}
-    corpora["dev"] = {name: options.read(name, "dev", run.fold)
-                      for name, test in corpora["test"].items()
-                      if config.evaluate_every or test.trials}
-    skipped = []
-    for split, sets in corpora.items():
-        for name, corpus in sets.items():
+    corpora = {"train": {}, "dev": {}, "test": {}}
+    for name in run.tasks:
+        for split in ("train", "test"):
+            corpora[split][name] = options.read(name, split, run.fold)
+        if config.evaluate_every or corpora["test"][name].trials:
+            corpora["dev"][name] = options.read(name, "dev", run.fold)
+    inputs, skipped = {}, []
+    for split, task_corpora in corpora.items():
+        for name, corpus in task_corpora.items():
             if corpus.digest != config.data[name][split]:
                 raise RunError(f"{name}: the {split} data in {options.data} changed while this "
                                "command was running; start it again")
             skipped += [f"{name} {split}: {sentence}\n" for sentence in corpus.skipped]
+    for name, test in corpora["test"].items():
+        inputs[name] = {"labels": corpora["train"][name].labels, "gain": test.gain,
+                        "trim": test.trim, "crop": test.crop}
     if rank() == 0:
-        folder = options.runs / run.name
-        inputs = {}
-        for name, corpus in corpora["test"].items():
-            inputs[name] = {"labels": corpora["train"][name].labels, "gain": corpus.gain,
-                            "trim": corpus.trim, "crop": corpus.crop}
-        save_json(folder / "inputs.json", inputs)
+        save_json(options.runs / run.name / "inputs.json", inputs)
         if skipped:
-            save_text(folder / "skipped.txt", "".join(skipped))
+            save_text(options.runs / run.name / "skipped.txt", "".join(skipped))
     return corpora
 
 
-def make_model(run: Run, config: RunConfig, options: Options, corpora: dict) -> MultiTask:
-    """The model of a run with its first weights, frozen where the scenario freezes it."""
+def make_model(run: Run, config: RunConfig, options: Options,
+               train: dict[str, Corpus]) -> MultiTask:
+    """The model of a run with its first weights; parts that are not trained are frozen."""
     encoder = load_run_encoder(config, options.encoder, options.runs)
     if not config.encoder_run and encoder_digest(encoder) != config.encoder:
         raise RunError(f"the weights of {options.encoder} changed while this command was running; "
                        "start it again")
-    model = build_model(config, encoder, {n: corpus.classes for n, corpus in corpora.items()})
+    classes = {name: corpus.classes for name, corpus in train.items()}
+    model = build_model(config, encoder, classes)
     if config.heads == "ssl":
         start_from_ssl(model, run, options.runs)
     freeze(model, config)
@@ -240,9 +267,9 @@ def make_model(run: Run, config: RunConfig, options: Options, corpora: dict) -> 
 
 
 def start_from_ssl(model: MultiTask, run: Run, runs: Path) -> None:
-    """Load the heads of (a). The layer weights are reset to equal values, as in the released code.
+    """Load the heads of (a), and only them: the weights of the layers start equal again.
 
-    The paper does not say where the heads of (b) and (c) start; the released code starts them so.
+    The paper does not say where the heads of (b) and (c) start. The released code does this.
     """
     for name in run.tasks:
         folder = runs / Run("ssl", (name,), seed=run.seed, fold=run.fold).name
@@ -259,38 +286,37 @@ def start_from_ssl(model: MultiTask, run: Run, runs: Path) -> None:
 
 
 def cache_features(model: MultiTask, split: str, corpora: dict[str, Corpus], run: Run,
-                   config: RunConfig, options: Options,
-                   quiet: bool) -> dict[str, FrozenFeatures | None]:
-    """The cached states of a frozen encoder, by task. None: the encoder runs at each step."""
+                   config: RunConfig, options: Options) -> dict[str, FrozenFeatures | None]:
+    """{task: cached hidden states of a frozen encoder}; None means that it runs at every step."""
     if not model.encoder.frozen:
         return dict.fromkeys(corpora)
-    # The pretrained encoder serves all runs of (a). That of (c) serves one run, which deletes the
-    # cache when it ends.
+    # All runs of (a) share the cache of the pretrained encoder. A run of (c) has a cache of its
+    # own, and deletes it at its end.
     folder = options.runs / run.name if config.encoder_run else options.runs
     training = split == "train"
     found = {}
     for name, corpus in corpora.items():
         pooled = caches_means(model.heads[name], training and config.augment)
         found[name] = cache_states(model.encoder, corpus, training, pooled, folder / "cache",
-                                   options.cache_gb, run.seed, options.workers, quiet)
+                                   options.cache_gb, run.seed, options.workers, options.quiet)
     return found
 
 
-def batches_from(step: int, config: RunConfig, corpora: dict, features: dict, options: Options):
-    """Yields {task: batch} from a step on, loaded ahead by worker processes."""
+def batches_from(step: int, config: RunConfig, data: Data, options: Options):
+    """Yields {task: batch} from `step` to the last step; worker processes prefetch them."""
     streams = {}
-    for name, corpus in corpora.items():
+    for name, corpus in data.corpora["train"].items():
         batch = config.batch[name] * config.processes  # over all processes
-        streams[name] = Stream(corpus, batch, config.seed, features[name])
-    workers = 0 if all(features.values()) else options.workers
-    return load_ahead(Steps(streams, rank(), world_size()), workers,
+        streams[name] = Stream(corpus, batch, config.seed, data.features["train"][name])
+    cached = all(found is not None for found in data.features["train"].values())
+    return load_ahead(Steps(streams, rank(), world_size()), 0 if cached else options.workers,
                       sampler=range(step, config.steps), pin_memory=options.device == "cuda")
 
 
 def gather_inputs(runs: list[Run], setting: Setting, options: Options) -> Inputs:
-    """Read the encoder and every corpus that the runs or their prerequisites read."""
+    """The digests of the encoder and of every corpus that the runs or their prerequisites read."""
     encoder = load_encoder(setting.encoder)
-    data, cropped_gb = {}, {}
+    data, gb_all_frames, gb_means = {}, {}, {}
     for run in with_prerequisites(runs, setting.heads):
         for name in run.tasks:
             key = Inputs.key(name, run.fold)
@@ -301,47 +327,52 @@ def gather_inputs(runs: list[Run], setting: Setting, options: Options) -> Inputs
                 data[key][split] = options.read(name, split, run.fold).digest
             train = options.read(name, "train", run.fold)
             if train.crop:
-                cropped_gb[key] = tuple(cache_gigabytes(encoder, train, True, pooled)
-                                        for pooled in (False, True))
-    return Inputs(encoder_digest(encoder), data, cropped_gb, options.cache_gb)
+                gb_all_frames[key] = cache_gigabytes(encoder, train, True, pooled=False)
+                gb_means[key] = cache_gigabytes(encoder, train, True, pooled=True)
+    return Inputs(encoder_digest(encoder), data, gb_all_frames, gb_means, options.cache_gb)
 
 
 # The runs that the command line asks for
 
 
-def make_all(runs: list[Run], setting: Setting, inputs: Inputs, options: Options) -> None:
-    """Make the runs that are not there yet, stage by stage; several at a time where possible."""
+def train_all(runs: list[Run], setting: Setting, inputs: Inputs, options: Options) -> None:
+    """Train all missing runs, stage by stage; several at a time where possible."""
     wanted = with_prerequisites(runs, setting.heads, options.is_finished)
     configs = {run: make_config(run, setting, inputs, world_size()) for run in wanted}
-    make = partial(make_run, configs=configs, options=options)
     jobs = default_jobs(setting, options)
     done = 0
     for stage in in_stages(wanted):
-        for run in filter(options.is_finished, stage):
-            make(run)  # only compares the configurations
-            done += 1
-        waiting = [run for run in stage if not options.is_finished(run)]
-        if jobs > 1 and len(waiting) > 1:
-            run_parallel(partial(make, alone=True), {run.name: run for run in waiting}, jobs)
+        finished = [run for run in stage if options.is_finished(run)]
+        missing = [run for run in stage if not options.is_finished(run)]
+        for run in finished:
+            train_with_lock(run, configs, options)  # only compares the configurations
+        done += len(finished)
+        if jobs > 1 and len(missing) > 1:
+            train_one = partial(train_in_subprocess, configs=configs, options=options)
+            run_parallel(train_one, {run.name: run for run in missing}, jobs)
         else:
-            for number, run in enumerate(waiting, done + 1):
+            for number, run in enumerate(missing, done + 1):
                 say(f"[{number}/{len(wanted)}] {run.name}")
-                make(run)
-        done += len(waiting)
+                train_with_lock(run, configs, options)
+        done += len(missing)
 
 
-def make_run(run: Run, configs: dict[Run, RunConfig], options: Options,
-             alone: bool = False) -> None:
-    """`train`, unless another command is making the same run: then its result serves both.
-
-    `alone`: in a process of its own, which says nothing but its errors.
-    """
-    with friendly_errors(options.debug, AFTER_STOP) if alone else nullcontext():
-        with locked(options.runs / run.name / "run") if world_size() == 1 else nullcontext():
-            train(run, configs[run], options, quiet=alone)
+def train_in_subprocess(run: Run, configs: dict[Run, RunConfig], options: Options) -> None:
+    """`train_with_lock` as one of several jobs: it prints nothing but its errors."""
+    with friendly_errors(options.debug, RESUME_HINT):
+        train_with_lock(run, configs, replace(options, quiet=True))
 
 
-def make_requested(args: argparse.Namespace, setting: Setting, options: Options) -> None:
+def train_with_lock(run: Run, configs: dict[Run, RunConfig], options: Options) -> None:
+    """Train a run. If another command is training it, wait for its result and compare it."""
+    if world_size() > 1:  # the processes of one command share the run
+        train(run, configs[run], replace(options, quiet=options.quiet or rank() > 0))
+        return
+    with locked(options.runs / run.name / "run"):
+        train(run, configs[run], options)
+
+
+def run_command(args: argparse.Namespace, setting: Setting, options: Options) -> None:
     """Everything that the command line asks for, then the table, and for "all" the graphs."""
     if not args.dry_run:
         options.runs.mkdir(parents=True, exist_ok=True)
@@ -350,42 +381,46 @@ def make_requested(args: argparse.Namespace, setting: Setting, options: Options)
         with suppress(FileExistsError):  # another command made it meanwhile
             toy.write_corpus(options.data)
     wait_for_all()
-    tasks = args.task or args.tasks
-    runs = [run for seed, fold in product(args.seed, args.fold)
-            for run in scenario_runs(args.scenario, tasks, args.tasks, seed, fold)]
+    tasks = args.task or args.tasks  # --task: the tasks to treat; --tasks: all of the experiment
+    runs = {}  # (seed, fold): runs
+    for seed, fold in product(args.seed, args.fold):
+        runs[seed, fold] = scenario_runs(args.scenario, tasks, args.tasks, seed, fold)
     with first_process_first():
-        inputs = gather_inputs(runs, setting, options)
+        inputs = gather_inputs(sum(runs.values(), []), setting, options)
     if args.dry_run:
         from tools.dryrun import dry_run
 
         if rank() == 0:
-            dry_run(runs, setting, inputs, options)
+            dry_run(sum(runs.values(), []), setting, inputs, options)
         return
-    for seed, fold in product(args.seed, args.fold):
-        make_all([run for run in runs if (run.seed, run.fold) == (seed, fold)], setting, inputs,
-                 options)
+    for group in runs.values():
+        train_all(group, setting, inputs, options)
     if rank() == 0:
-        print()
-        shown = tasks if args.scenario in ("ssl", "transfer") else args.tasks
-        try:
-            print_results(read_results(options.runs), shown)
-        except RunError as error:  # of older runs; the new ones are finished
-            say(f"note: no table: {error}")
-        if args.scenario == "all" and 1 in args.fold:
-            seeds = [str(seed) for seed in args.seed]
-            graphs.main(["--runs", str(options.runs), "--out", str(options.out), "--tasks",
-                         *args.tasks, "--seed", *seeds])
+        show_results(args, options, tasks if args.scenario in ("ssl", "transfer") else args.tasks)
+
+
+def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, ...]) -> None:
+    """Print the table of the finished runs; for "all" draw the graphs."""
+    print()
+    try:
+        print_results(read_results(options.runs), tasks)
+    except RunError as error:  # an older run is damaged or differs; the new runs are complete
+        say(f"note: no table: {error}")
+    if args.scenario == "all" and 1 in args.fold:  # the graphs compare runs of fold 1
+        seeds = [str(seed) for seed in args.seed]
+        graphs.main(["--runs", str(options.runs), "--out", str(options.out), "--tasks", *args.tasks,
+                     "--seed", *seeds])
 
 
 def main() -> None:
     args, setting, options = parse_arguments(__doc__)
-    with friendly_errors(options.debug, AFTER_STOP):
+    with friendly_errors(options.debug, RESUME_HINT):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        read_corpus.cache_clear()
+        read_corpus.cache_clear()  # main() may be called again, after files changed
         check_arguments(args, setting, options)
         with process_group(options.device):
-            make_requested(args, setting, options)
+            run_command(args, setting, options)
 
 
 if __name__ == "__main__":

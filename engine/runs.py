@@ -186,7 +186,7 @@ def weights_digest(state: dict) -> str:
 # Configurations
 
 
-def check_run(folder: Path, config: dict, recorded: dict, compare_precision: bool) -> bool:
+def is_finished(folder: Path, config: dict, recorded: dict, compare_precision: bool) -> bool:
     """Whether a run is finished, after a check that it is this run.
 
     `config` is everything that decides the result; its "built_on" holds the configurations of the

@@ -1,9 +1,9 @@
-"""The session of a training run: its step, log, checkpoints, stop signals and progress bar.
+"""The state of one run during training: its step, log, checkpoints, signals and progress bar.
 
-A resumed run ends with the same bits as an unbroken one (on a CPU with as many threads).
-checkpoint.pt holds the weights, Adam's state and the best head so far. Batches, masks and dropout
-follow from (seed, step), the learning rate from the step. The log loses its lines after the
-checkpoint. A frozen encoder is not saved: it is loaded anew.
+A resumed run gives bit-identical weights to an uninterrupted one (on a CPU with as many threads).
+checkpoint.pt holds the weights, Adam's state and the best head so far. Batches follow from (seed,
+step), masks and dropout from (seed, step, rank), the learning rate from the step. On resume, log
+lines after the checkpoint's step are removed. A frozen encoder is not saved: it is loaded again.
 """
 
 import json
@@ -35,7 +35,7 @@ from engine.runs import (
 
 
 class Session:
-    """One run while it trains. `step` counts the updates that are done."""
+    """The state of one run during training. `step` counts the updates that are done."""
 
     def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                  steps: int, save_every: int, log_every: int, quiet: bool):
@@ -44,26 +44,28 @@ class Session:
         self.quiet = quiet or rank() > 0
         self.step = 0
         self.best = None  # {"value", "step", "model"} of the best evaluation on dev
-        self.previous = None  # (step, losses, gradient norm, ids) of the last step
+        self.last_step = None  # (step, losses, gradient norm, ids), not checked yet
         self.shown = {}  # figures in the progress bar
-        self.began = time.time()  # moved back by the seconds of earlier sessions
+        self.bar, self.log = None, None
+        self.began = time.time()  # shifted by `resume`, so that earlier time counts
 
     def resume(self) -> None:
         """Continue from checkpoint.pt if it is there, and cut the log at its step."""
         if (self.folder / "checkpoint.pt").exists():
             saved = restore(self.model, self.folder)
-            if "optimizer" in saved:
+            if "optimizer" in saved:  # else training was complete, and only scores are missing
                 self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.best = saved["step"], saved["best"]
             self.began -= saved["seconds"]
-            say(f"{self.folder.name}: continuing after step {self.step}")
+            if not self.quiet:
+                say(f"{self.folder.name}: continuing after step {self.step}")
         log = self.folder / "log.jsonl"
         if log.exists() and rank() == 0:
             save_json_lines(log, [row for row in read_json_lines(log) if row["step"] <= self.step])
         self.log = open(log if rank() == 0 else os.devnull, "a")
 
-    def show_progress(self, batches: Iterable) -> Iterator:
-        """The batches of the remaining steps, with a progress bar."""
+    def with_progress_bar(self, batches: Iterable) -> Iterator:
+        """The batches of the remaining steps, behind a progress bar."""
         self.bar = progress(batches, self.folder.name, initial=self.step, total=self.steps,
                             unit="step", disable=self.quiet)
         return self.bar
@@ -71,36 +73,40 @@ class Session:
     def end_step(self, losses: dict, gradient_norm: torch.Tensor, ids: dict, rate: float) -> None:
         """Count a step, check the one before, and log every `log_every` steps.
 
-        The check comes one step late, when the next step is enqueued: reading a value from the GPU
-        then does not leave it idle.
+        The check comes one step late: the GPU works on this step while the CPU reads the values of
+        the one before.
         """
         self.step += 1
-        self.check_previous_step()
+        self.check_last_step()
         losses = {name: loss.detach() for name, loss in losses.items()}
-        self.previous = self.step, losses, gradient_norm, ids
+        self.last_step = self.step, losses, gradient_norm, ids
         if self.step % self.log_every == 0 or self.step == self.steps:
             values = mean_over_ranks(torch.stack(list(losses.values()))).tolist()
             self.write_log({"step": self.step, "losses": dict(zip(losses, values)), "lr": rate,
                             "seconds": round(self.seconds(), 2)})
             self.show(loss=f"{sum(values):.2f}", lr=f"{rate:.1e}")
 
-    def check_previous_step(self) -> None:
-        """Raises RunError if the previous step was not finite; the saved checkpoint predates it."""
-        if self.previous is None:
+    def check_last_step(self) -> None:
+        """Raises RunError if a loss or the gradient norm of the last step is NaN or infinite.
+
+        The saved checkpoint predates that step.
+        """
+        if self.last_step is None:
             return
-        step, losses, norm, ids = self.previous
+        step, losses, norm, ids = self.last_step
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if bad or not math.isfinite(norm):
             what = f"loss of {', '.join(bad)}" if bad else "gradient"
-            utterances = ", ".join(one for name in bad or ids for one in ids[name])
+            tasks = bad or list(ids)
+            utterances = ", ".join(utterance for name in tasks for utterance in ids[name])
             raise RunError(f"{self.folder.name}: the {what} is not finite at step {step} "
                            f"({utterances}); check these files, or lower the learning rate in a "
-                           "new --runs folder (the checkpoint is intact)")
+                           "new --runs folder (a checkpoint, if there is one, is older)")
 
     def keep_if_best(self, value: float, better) -> None:
-        """Keep a copy of the weights if better(value, best value so far)."""
+        """Keep a copy of the weights without the encoder's if `value` beats the best so far."""
         if self.best is None or better(value, self.best["value"]):
-            self.best = {"value": value, "step": self.step, "model": self._own_weights()}
+            self.best = {"value": value, "step": self.step, "model": self._non_encoder_weights()}
 
     def show(self, **figures: str) -> None:
         """Show figures beside the progress bar."""
@@ -113,13 +119,16 @@ class Session:
         self.log.flush()
 
     def seconds(self) -> float:
-        """The training time so far; interruptions do not count."""
+        """The seconds since the first start, without interruptions."""
         return time.time() - self.began
 
     def save_when_due(self, signals: list[int]) -> None:
-        """Save every `save_every` steps. After Ctrl-C or SIGTERM in any process: save and stop."""
+        """Save every `save_every` steps; after Ctrl-C or SIGTERM in any process, save and stop.
+
+        Several processes stop at the next tenth step: asking all of them is a synchronisation.
+        """
         stop = False
-        if self.step % 10 == 0 or world_size() == 1:  # processes wait for each other's answers
+        if self.step % 10 == 0 or self.step == self.steps or world_size() == 1:
             stop = any_rank(bool(signals), next(self.model.parameters()).device)
         if stop or self.step % self.save_every == 0:
             self.save(optimizer=self.optimizer.state_dict())
@@ -127,16 +136,16 @@ class Session:
             raise KeyboardInterrupt(f"{self.folder.name}: stopped after step {self.step} and saved")
 
     def finish(self) -> dict:
-        """Load the best weights, save without Adam's state, and return what was saved."""
+        """Load the best weights, if dev was scored; save without Adam's state; return that."""
         if self.best:
-            self.model.load_state_dict(self.best["model"], strict=False)
+            self.model.load_state_dict(self.best["model"], strict=False)  # it has no encoder
         self.log.close()
         return self.save()
 
     def save(self, **more) -> dict:
-        """Write checkpoint.pt, unless the last step was not finite, and return its content."""
-        self.check_previous_step()
-        state = {"step": self.step, "model": self._own_weights(), "best": self.best,
+        """Write checkpoint.pt and return its content. Raises RunError as `check_last_step` does."""
+        self.check_last_step()
+        state = {"step": self.step, "model": self._non_encoder_weights(), "best": self.best,
                  "seconds": self.seconds(), **more}
         if not self.model.encoder.frozen:
             state["encoder"] = self.model.encoder.checkpoint()
@@ -145,7 +154,7 @@ class Session:
         wait_for_all()  # torchrun kills all processes soon after the first one ends
         return state
 
-    def _own_weights(self) -> dict[str, torch.Tensor]:
+    def _non_encoder_weights(self) -> dict[str, torch.Tensor]:
         """A copy of the weights of everything but the encoder."""
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()
                 if not name.startswith("encoder.")}
@@ -157,12 +166,13 @@ def restore(model: nn.Module, folder: Path) -> dict:
     The encoder's weights are loaded if the run trained it. Raises RunError if they do not fit.
     """
     saved = load_checkpoint(folder)
+    # A frozen encoder keeps the weights that it has.
     encoder = saved["encoder"]["state_dict"] if "encoder" in saved else model.encoder.state_dict()
     weights = dict(saved["model"])
     weights |= {f"encoder.{name}": tensor for name, tensor in encoder.items()}
     try:
         model.load_state_dict(weights)
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError) as error:  # AttributeError: a tensor is something else
         message = f"weights that do not fit config.json in {folder}; delete it and train again"
         raise RunError(message) from error
     return saved

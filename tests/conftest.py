@@ -65,7 +65,7 @@ class FakeData(dict):
         return dict.fromkeys(("train", "dev", "test"), f"data of {key}")
 
 
-INPUTS = Inputs(encoder="0" * 32, data=FakeData(), cropped_gb={}, cache_gb=50.0)
+INPUTS = Inputs(encoder="0" * 32, data=FakeData(), gb_all_frames={}, gb_means={}, cache_gb=50.0)
 
 
 def fake_run(
