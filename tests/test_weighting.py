@@ -1,4 +1,4 @@
-"""Gradient surgery on worked vectors and a small model; test_train.py tests it on two real tasks."""
+"""Gradient surgery on worked vectors and a small model. test_train.py has two real tasks."""
 
 import pytest
 import torch
