@@ -1,13 +1,21 @@
 """The prediction heads of the nine tasks, each with its loss (paper, Section 3.3).
 
-A head turns HuBERT's features into a prediction. ClassifierHead predicts classes of an utterance,
-XVectorHead computes a speaker embedding, CTCHead and BLSTMCTCHead predict a sequence of tokens, and
-DiarizationHead predicts every 10 ms who speaks. They are SUPERB's heads. They are small on purpose:
-the features have to do the work.
+A head turns HuBERT's features into a prediction. They are SUPERB's heads: small, so that the scores
+depend mostly on the features.
+    ClassifierHead   classes of an utterance: keyword spotting (KS), intent classification (IC),
+                     emotion recognition (ER), speaker identification (SID)
+    CTCHead          a sequence of tokens: phoneme recognition (PR)
+    BLSTMCTCHead     a sequence of tokens: speech recognition (ASR), slot filling (SF)
+    DiarizationHead  who speaks, every 10 ms: speaker diarization (SD)
+    XVectorHead      a speaker embedding: automatic speaker verification (ASV)
 
 B utterances, T frames (50 Hz, zero padded), D = 768 feature dimensions, H hidden units, C classes,
-S target tokens, N = 2 S + 1 states of CTC, K speakers. `frames` (B,) holds the number of valid
-frames of each utterance; all behind them is padding. Padding changes no loss and no prediction.
+K speakers, M indices. S is an utterance's number of target tokens; tensors are padded to the
+longest. CTC has N = 2 S + 1 states. In formulas, [condition] is 1 if the condition holds, else 0.
+
+`frames` (B,) holds the number of valid frames of each utterance. All later frames are padding.
+Padding changes no loss and no prediction. DIFFERS marks a deviation from the authors' released
+code.
 """
 
 from itertools import groupby, permutations
@@ -28,36 +36,39 @@ class Head(nn.Module):
     first, because some heads have dropout. All numbers are float32 (see `model.MultiTask`).
     Keep `frames` on the CPU: reading a value from the GPU forces a synchronisation.
 
-    `certainty(features, frames)` returns how sure the head is of each of the B predictions: a list
-    of numbers for each, one per slot where there are several, and none for an embedding.
-    `certainty_name` says what the numbers are. Only predict.py uses both.
+    `certainty(features, frames)` says how sure the head is of its predictions. For each utterance
+    it returns a list: one number per output slot, empty for embeddings. `certainty_name` says what
+    the numbers are. Only predict.py uses `certainty` and `certainty_name`.
     """
 
     certainty_name = ""
-    needs_only_mean = False  # True: the head uses only the mean of the features over time
-    frame_aligned = False  # True: the targets are tied to time, so features must not be time-warped
+    # True: the head uses only the mean of the features over time.
+    needs_only_mean = False
+    # True: targets have time stamps, so augmentation must not warp the time axis.
+    frame_aligned = False
 
-    def loss_weight(self, targets: list) -> int:
-        """The number of terms in the mean that `loss` takes.
+    def num_loss_terms(self, targets: list) -> int:
+        """`loss` is a mean over this many terms.
 
-        Several processes weight their losses with it, so that their average is exact.
+        With several processes it weights each process's loss, so that their average is exact.
         """
         return len(targets)
 
     def certainty(self, features: Tensor, frames: Tensor) -> list[list[float]]:
-        """No number for any of the B predictions."""
+        """B empty lists: the base class has no certainty."""
         return [[] for _ in frames]
 
 
 def to_device_of(reference: Tensor, x: Tensor) -> Tensor:
-    """Copies x to the device of `reference`, without waiting for the GPU."""
+    """Copies x to the device of `reference`; the copy is asynchronous if x is pinned."""
     return x.to(reference.device, non_blocking=True)
 
 
 def gather_frames(x: Tensor, lengths: Tensor, index: Tensor) -> Tensor:
-    """Picks the entries `index` (M,) or (B, M) from each row of x (B, T, ...): (B, M, ...).
+    """Returns x[b, index[b]] for every row b of x (B, T, ...): (B, M, ...).
 
-    An index outside a row's valid entries picks the nearest valid one: entry 0 or lengths - 1.
+    `index` is (B, M), or (M,) for all rows. An index outside a row's valid entries picks the
+    nearest valid one: entry 0 or lengths - 1.
     """
     index = torch.minimum(index, lengths[:, None] - 1).clamp(min=0)  # (B, M)
     rows = torch.arange(len(x), device=x.device)[:, None]  # (B, 1)
@@ -81,10 +92,10 @@ def _reverse(x: Tensor, lengths: Tensor, fill: float = 0) -> Tensor:
 class ClassifierHead(Head):
     """Linear, mean over time, Linear: one class per utterance (KS, IC, ER, SID).
 
-    `classes` = (6, 14, 4) predicts three classes per utterance (the slots of IC).
-    We take the mean first. The head is the same, because there is no activation between the layers:
+    `classes` = (6, 14, 4) predicts three classes per utterance: the slots of IC (action, object,
+    location). SUPERB averages after the first layer. Averaging before it is equivalent, because
+    both are linear. The first layer then costs T times less:
         mean_t(W x_t + b) = W mean_t(x_t) + b
-    The first layer then costs T times less.
     """
 
     certainty_name = "probability"
@@ -103,7 +114,7 @@ class ClassifierHead(Head):
         return self.output(self.project(mean)).split(self.slots, dim=1)
 
     def loss(self, features: Tensor, frames: Tensor, targets: list) -> Tensor:
-        """Cross-entropy, -log p(class), summed over the slots.
+        """Cross-entropy, -log p(class): averaged over utterances, summed over slots.
 
         Targets are class numbers, or with several slots one tuple of class numbers per utterance.
         """
@@ -128,43 +139,48 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
     """Connectionist temporal classification (Graves et al. 2006): the mean of -log p(target) / S.
 
     Audio has many frames, its transcript has few tokens, and the alignment between them is unknown.
-    So the network predicts one token per frame, and all alignments that read as the target count:
-        p(target) = sum over alignments a of prod_t p_t(a_t)
-        H H _ E L _ L L O _  reads as  H E L L O
-    To read an alignment, merge repeats, then drop blanks (_, id 0). A blank means "no token here".
-    It also separates a double letter (L _ L) from a long one (L L).
+    At every frame the network predicts a distribution over tokens and blank: p_t(k) is the softmax
+    probability of token k at frame t. An alignment pi has one token or blank pi_t per frame. All
+    alignments that collapse to the target count:
+        p(target) = sum over alignments pi of prod_t p_t(pi_t)
+        H H _ E L _ L L O _  collapses to  H E L L O
+    To collapse an alignment, merge repeats, then drop blanks (_, id 0). A blank means "no token
+    here". It also separates a double letter (L _ L) from one held letter (L L).
 
     logits (B, T, C), frames (B,), targets: B lists of token ids from 1 to C - 1 -> scalar.
-    A target that is too long for its frames has loss 0 (PyTorch's zero_infinity). data.py removes
-    such utterances from training.
+    If a target, with blanks between repeats, needs more frames than there are, its loss is 0
+    (PyTorch's zero_infinity). data.py removes such utterances from training.
     """
     lengths = torch.tensor([len(ids) for ids in targets])
     labels = [torch.tensor(ids, dtype=torch.long) for ids in targets]
     labels = to_device_of(logits, pad_sequence(labels, batch_first=True))  # (B, S)
     if logits.is_cuda:
-        # On a GPU our loop over frames would launch thousands of small kernels. PyTorch's own CTC
-        # runs the loop inside one kernel, and its loss is the same.
+        # On a GPU our loop over frames would launch thousands of small kernels. PyTorch's CTC runs
+        # the loop inside one kernel and gives the same loss.
         log_probs = logits.log_softmax(-1).transpose(0, 1)  # (T, B, C)
         return F.ctc_loss(log_probs, labels, frames, lengths, zero_infinity=True)
+    # PyTorch's CTC is faster on a CPU too. Ours runs there because it shows the algorithm. It takes
+    # less than 1 % of a training step with HuBERT Base. The tests compare the two.
+    frames, lengths = to_device_of(logits, frames), to_device_of(logits, lengths)
     return CTC.apply(logits, frames, labels, lengths).mean()
 
 
 class CTC(torch.autograd.Function):
     """-log p(target) / S of each utterance and its gradient (Graves et al. 2006, Section 4).
 
-    The target a b becomes the N = 2 S + 1 states _ a _ b _. State n has the token k(n).
-        forward variable   alpha_t(n) = probability of all ways in frames 0..t that end in state n
-        backward variable  beta_t(n)  = probability of all ways in frames t..T-1 that start there
-    Both contain p_t(k(n)), so their product contains it twice. Each alignment is in exactly one
-    state at frame t. So for every frame t
-        p(target) = sum over n of alpha_t(n) beta_t(n) / p_t(k(n))
-    The alignments with token k at frame t have the following share in p(target):
-        posterior_t(k) = sum over n with k(n) = k of alpha_t(n) beta_t(n) / p_t(k) / p(target)
-    They are the ones that have the factor p_t(k), so
+    The target a b becomes the N = 2 S + 1 states _ a _ b _. State n has the token k(n). Two
+    variables sum the probabilities of partial alignments:
+        alpha_t(n), the forward variable: those over frames 0..t that end in state n
+        beta_t(n), the backward variable: those over frames t..T-1 that start in state n
+    Both contain the factor p_t(k(n)). Dividing by p_t(k(n)) removes the double factor. Every
+    alignment occupies one state at frame t, so summing over n gives, for every t:
+        p(target) = sum over n of (alpha_t(n) beta_t(n) / p_t(k(n)))
+    The alignments that have token k at frame t have this share of p(target):
+        posterior_t(k) = (sum over n with k(n) = k of (alpha_t(n) beta_t(n) / p_t(k))) / p(target)
+    Only these alignments contain p_t(k), each once, so p(target) is linear in p_t(k):
         d log p(target) / d log p_t(k) = posterior_t(k)
-    With respect to the logits, from which the softmax computes p_t, this becomes
-        d -log p(target) / d logit_t(k) = p_t(k) - posterior_t(k)
-    This is the predicted minus the posterior probability.
+    p_t is the softmax of the logits, and the posteriors of a frame sum to 1. So
+        d(-log p(target)) / d logit_t(k) = p_t(k) - posterior_t(k)
 
     Autograd through the loop over frames would give the same gradient, but would be slow.
     """
@@ -176,53 +192,59 @@ class CTC(torch.autograd.Function):
         B, S = labels.shape
         states = labels.new_zeros(B, 2 * S + 1)  # all blank, then _ a _ b _
         states[:, 1::2] = labels
-        through = _alignments_through(log_probs, states, frames, 2 * lengths + 1)  # (B, T, N)
-        log_p = through[:, 0].logsumexp(-1)  # the same at every frame
-        ctx.save_for_backward(log_probs, states, through, lengths)
+        log_joint = _log_joint(log_probs, states, frames, 2 * lengths + 1)  # (B, T, N)
+        log_p = log_joint[:, 0].logsumexp(-1)  # every valid frame gives the same value
+        ctx.save_for_backward(log_probs, states, log_joint, lengths)
         return -log_p.masked_fill(log_p == -inf, 0) / lengths.clamp(min=1)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the logits: grad_output * (softmax - posterior) / S, (B, T, C)."""
-        log_probs, states, through, lengths = ctx.saved_tensors
-        share = through.softmax(-1)  # of p(target), (B, T, N)
-        share = share.nan_to_num(0)  # NaN where there is no alignment
-        tokens = states[:, None].expand_as(share)  # k(n)
-        posterior = torch.zeros_like(log_probs).scatter_add(2, tokens, share)  # (B, T, C)
+        log_probs, states, log_joint, lengths = ctx.saved_tensors
+        state_posterior = log_joint.softmax(-1)  # (B, T, N); the softmax divides by p(target)
+        # It is NaN where there is no alignment. nan_to_num also hides NaN logits in the gradient,
+        # but their loss stays NaN, so the run still stops.
+        state_posterior = state_posterior.nan_to_num(0)
+        tokens = states[:, None].expand_as(state_posterior)  # k(n)
+        posterior = torch.zeros_like(log_probs).scatter_add(2, tokens, state_posterior)  # (B, T, C)
         softmax = log_probs.exp()
         scale = (grad_output / lengths.clamp(min=1))[:, None, None]
         gradient = scale * (softmax - posterior)
-        no_alignment = share.sum(2, keepdim=True) == 0  # padding, or a target that does not fit
+        # True in padding, and for a target that needs more frames than there are.
+        no_alignment = state_posterior.sum(2, keepdim=True) == 0
         return gradient.masked_fill(no_alignment, 0), None, None, None
 
 
-def _alignments_through(log_probs: Tensor, states: Tensor, frames: Tensor, sizes: Tensor) -> Tensor:
+def _log_joint(log_probs: Tensor, states: Tensor, frames: Tensor, sizes: Tensor) -> Tensor:
     """The log probability of all alignments that are in state n at frame t: (B, T, N).
 
     This is log (alpha_t(n) beta_t(n) / p_t(k(n))). Utterance b has sizes[b] valid states.
-    The backward variables are the forward variables of the utterance read from its end. So one loop
-    over frames computes both, in a batch of 2 B rows. Two loops would take almost twice as long.
+    The backward variables are the forward variables of the reversed frames with the reversed
+    target. So one loop over frames computes both, in a batch of 2 B rows. Two loops would take
+    almost twice as long.
     """
     B, T = log_probs.shape[:2]
-    log_probs = torch.cat([log_probs, _reverse(log_probs, frames)])  # (2 B, T, C)
-    states = torch.cat([states, _reverse(states, sizes)])  # (2 B, N)
-    emissions = log_probs.gather(2, states[:, None].expand(-1, T, -1))  # log p_t(k(n)), (2 B, T, N)
-    alpha, beta = _forward_variables(emissions, states).chunk(2)
+    both_log_probs = torch.cat([log_probs, _reverse(log_probs, frames)])  # (2 B, T, C)
+    both_states = torch.cat([states, _reverse(states, sizes)])  # (2 B, N)
+    tokens = both_states[:, None].expand(-1, T, -1)  # k(n), (2 B, T, N)
+    emissions = both_log_probs.gather(2, tokens)  # log p_t(k(n)), (2 B, T, N)
+    alpha, beta = _forward_variables(emissions, both_states).chunk(2)
     beta = _reverse(beta, frames, fill=-inf)
     beta = _reverse(beta.transpose(1, 2), sizes, fill=-inf).transpose(1, 2)
     return alpha + beta - emissions[:B]
 
 
 def _forward_variables(emissions: Tensor, states: Tensor) -> Tensor:
-    """log alpha_t(n), the log probability of all ways to be in state n at frame t: (B, T, N).
+    """log alpha_t(n), for all partial alignments over frames 0..t that end in state n: (B, T, N).
 
     emissions (B, T, N) hold log p_t(k(n)). An alignment begins with the first blank or the first
     token and walks through the states _ a _ b _ from left to right. At each frame it stays in its
     state, steps to the next one, or jumps over the blank between two different tokens:
         alpha_t(n) = p_t(k(n)) (alpha_t-1(n) + alpha_t-1(n - 1) + [may jump to n] alpha_t-1(n - 2))
+    It must end in the last token or the last blank; the backward variables ensure this.
     """
-    second_left = F.pad(states, (2, 0))[:, :-2]  # the token two states to the left
-    no_jump = (states == BLANK) | (states == second_left)
+    token_two_left = F.pad(states, (2, 0))[:, :-2]
+    no_jump = (states == BLANK) | (states == token_two_left)
     log_may_jump = torch.zeros_like(emissions[:, 0]).masked_fill(no_jump, -inf)  # log 1 or log 0
     alpha = emissions[:, 0].clone()
     alpha[:, 2:] = -inf
@@ -237,7 +259,10 @@ def _forward_variables(emissions: Tensor, states: Tensor) -> Tensor:
 
 
 def greedy_ctc(logits: Tensor, frames: Tensor) -> list[list[int]]:
-    """Reads the alignment of each frame's most probable token: (B, T, C) -> B lists of ids."""
+    """Best-path decoding: takes the most probable token per frame and collapses the sequence.
+
+    logits (B, T, C), frames (B,) -> B lists of token ids (Graves et al. 2006, Section 3.2).
+    """
     # DIFFERS: for PR and SF the released code drops blanks before it merges repeats. So it cannot
     # output the same token twice in a row.
     decoded = []
@@ -273,10 +298,10 @@ class CTCHead(Head):
         return greedy_ctc(self.logits(features, frames), frames)
 
     def certainty(self, features: Tensor, frames: Tensor) -> list[list[float]]:
-        """log p(best alignment) / S of each utterance, for its S predicted tokens.
+        """The log probability of the best alignment, divided by the number of tokens S.
 
-        The probability of all alignments that read as the prediction is higher. An hour would need
-        too much memory for it. Without a token, S counts as 1.
+        S counts the predicted tokens. If the prediction is empty, S is 1. Summing over all
+        alignments would be exact, but needs too much memory for an hour-long recording.
         """
         logits = self.logits(features, frames)
         best = _fill_padding(logits.log_softmax(-1).amax(-1), to_device_of(logits, frames)).sum(1)
@@ -287,15 +312,16 @@ class CTCHead(Head):
 class BLSTMCTCHead(CTCHead):
     """Linear, two bidirectional LSTM layers, each with dropout, Linear, CTC (ASR, SF).
 
-    Letters need context, which the LSTMs provide. Each direction is an LSTM of its own. The
-    backward one starts at the last frame of each utterance. So neither reads padding before a valid
-    frame.
-    DIFFERS: the released code packs sequences, which PyTorch runs five times slower on a CPU.
+    Letters need context, which the LSTMs provide. Each direction is a separate LSTM. The backward
+    LSTM reads the reversed valid frames, so padding always comes last.
+    DIFFERS: the released code uses packed sequences. They give the same numbers, but PyTorch runs
+    them five times slower on a CPU.
     """
 
     def __init__(self, dim: int, classes: int, hidden: int = 1024):
         super().__init__(dim, classes, hidden)
         widths = (hidden, 2 * hidden)
+        # "forward" is the name of a method of nn.Module, so the directions are "ahead" and "back".
         self.ahead = nn.ModuleList(nn.LSTM(width, hidden, batch_first=True) for width in widths)
         self.back = nn.ModuleList(nn.LSTM(width, hidden, batch_first=True) for width in widths)
         self.dropout = nn.Dropout(0.2)
@@ -304,10 +330,10 @@ class BLSTMCTCHead(CTCHead):
     def logits(self, features: Tensor, frames: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, C)."""
         x, frames = self.project(features), to_device_of(features, frames)  # (B, T, H)
-        for ahead, back in zip(self.ahead, self.back):
-            forward, _ = ahead(x)
-            backward, _ = back(_reverse(x, frames))
-            x = torch.cat([forward, _reverse(backward, frames)], dim=2)  # (B, T, 2 H)
+        for forward_lstm, backward_lstm in zip(self.ahead, self.back):
+            forward_output, _ = forward_lstm(x)
+            backward_output, _ = backward_lstm(_reverse(x, frames))
+            x = torch.cat([forward_output, _reverse(backward_output, frames)], dim=2)  # (B, T, 2 H)
             x = self.dropout(x)
         return self.output(x)
 
@@ -316,8 +342,8 @@ def pit_bce(logits: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
     """Permutation-invariant binary cross-entropy (Yu et al. 2017, Fujita et al. 2019).
 
     logits, labels (B, T, K): does speaker k talk in label frame t? lengths (B,) -> scalar.
-    The order of the speakers is arbitrary: "Ann, Bob" and "Bob, Ann" are the same answer. A loss
-    for one order would punish the other. So each utterance b uses its best permutation p:
+    The order of the speakers is arbitrary: "Ann, Bob" and "Bob, Ann" are the same answer. So each
+    utterance uses the permutation with the lowest loss:
         loss = sum_b min_p (sum_t mean_k BCE(output k, speaker p(k))) / sum_b lengths[b]
     """
     K = labels.shape[2]
@@ -327,6 +353,7 @@ def pit_bce(logits: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
     cost = _fill_padding(cost, lengths).sum(1)  # (B, K, K): output k against speaker j
     costs = []
     for permutation in permutations(range(K)):
+        # Output k is compared with speaker permutation[k], for k = 0..K-1.
         costs.append(cost[:, range(K), permutation].mean(1))  # (B,)
     return torch.stack(costs).min(0).values.sum() / lengths.sum()
 
@@ -336,7 +363,9 @@ class DiarizationHead(Head):
 
     frame_aligned = True
     certainty_name = "mean probability of a decision"
-    PART = 60_000  # label frames that go through the LSTM together: 10 minutes
+    # Label frames per LSTM call (10 minutes); the LSTM state carries over between chunks. One call
+    # for an hour-long recording would need too much memory.
+    CHUNK = 60_000
 
     def __init__(self, dim: int, classes: int = 2, hidden: int = 512):
         super().__init__()
@@ -348,14 +377,15 @@ class DiarizationHead(Head):
 
         Each frame is used twice. The last frame is repeated until `size` is reached.
         """
-        # DIFFERS: the released code repeats the last frame of the padded batch. There, a short
-        # utterance ends in zeros, and here it does not.
+        # DIFFERS: the released code repeats the last frame of the padded batch. Its short
+        # utterances end in repeated zero padding; ours repeat their last valid frame.
         index = torch.arange(size, device=features.device) // 2
-        twice = gather_frames(features, to_device_of(features, frames), index)
+        twice = gather_frames(features, to_device_of(features, frames), index)  # (B, size, D)
         logits, state = [], None
-        # A recording of an hour needs too much memory at once. The state goes from part to part.
-        for part in twice.split(self.PART, dim=1):
-            hidden, state = self.lstm(part, state)  # not packed: padding last, the LSTM is causal
+        for chunk in twice.split(self.CHUNK, dim=1):
+            # Packing is unnecessary: padding comes last, and a left-to-right LSTM ignores later
+            # frames.
+            hidden, state = self.lstm(chunk, state)
             logits.append(self.output(hidden))
         return torch.cat(logits, 1)
 
@@ -369,8 +399,9 @@ class DiarizationHead(Head):
     def predict(self, features: Tensor, frames: Tensor) -> list:
         """The probabilities that each speaker talks, (2 frames + 1, K), as nested lists.
 
-        A recording of T frames has 2 T to 2 T + 2 labels, and only T is known here. So 2 T + 1 is
-        wrong by one label at most. The prediction ends at most 5 ms after the recording.
+        HuBERT's window is 25 ms and its stride 20 ms, so T frames mean 2 T to 2 T + 2 labels. Only
+        T is known here, so we predict 2 T + 1 labels: at most one too many or too few. The
+        prediction ends at most 5 ms after the recording.
         """
         sizes = (2 * frames + 1).tolist()
         probabilities = self.logits(features, frames, max(sizes)).sigmoid().tolist()
@@ -384,7 +415,7 @@ class DiarizationHead(Head):
         sizes = to_device_of(decided, sizes)
         return (_fill_padding(decided, sizes).sum(1) / sizes)[:, None].tolist()
 
-    def loss_weight(self, targets: list) -> int:
+    def num_loss_terms(self, targets: list) -> int:
         """The number of label frames: a long recording weighs more than a short one."""
         return sum(len(target) for target in targets)
 
@@ -396,9 +427,9 @@ def am_softmax(
 
     embeddings (B, H), weight (C, H): one direction per training speaker, targets (B,) -> scalar.
         logit_j = scale (cos_j - margin [j is the target])
-    The test has new speakers, so it is not enough that the right training speaker wins. It has to
-    win by a margin, so that embeddings of one speaker are closer than embeddings of two speakers.
-    A cosine is at most 1, which is too little for a confident softmax. The scale corrects this.
+    The test has new speakers. The margin pulls embeddings of one speaker together and pushes
+    different speakers apart. Cosines lie in [-1, 1], so an unscaled softmax stays nearly uniform;
+    the scale sharpens it.
     """
     cosines = F.linear(F.normalize(embeddings), F.normalize(weight))  # (B, C)
     is_target = F.one_hot(targets, len(weight))
@@ -408,9 +439,10 @@ def am_softmax(
 class XVectorHead(Head):
     """The x-vector network (Snyder et al. 2018): a speaker embedding (ASV).
 
-    Dilated convolutions (a time-delay network, TDNN), mean and standard deviation over time, two
-    Linear layers, each with ReLU. The loss classifies the training speakers. The test compares the
-    outputs of the first Linear layer and its ReLU, and does not use the second one.
+    Input projection; dilated convolutions with ReLU (a time-delay network, TDNN); statistics
+    pooling (mean and standard deviation over time); two Linear layers with ReLU. The loss
+    classifies the training speakers, and uses the output of the second Linear layer. The test
+    compares embeddings, which are the output of the first one. Both outputs are after the ReLU.
     """
 
     TDNN = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))  # kernel size and dilation of each layer
@@ -419,7 +451,7 @@ class XVectorHead(Head):
     def __init__(self, dim: int, classes: int, hidden: int = 512):
         super().__init__()
         self.project = nn.Linear(dim, hidden)
-        wide = hidden * 1500 // 512
+        wide = hidden * 1500 // 512  # 1500 in the x-vector network, whose other layers have 512
         self.tdnn = nn.Sequential()
         for width, (kernel, dilation) in zip([hidden] * 4 + [wide], self.TDNN):
             convolution = nn.Conv1d(hidden, width, kernel, dilation=dilation)
@@ -438,8 +470,8 @@ class XVectorHead(Head):
         x = self.project(gather_frames(features, frames, index))  # (B, T, H)
         x = self.tdnn(x.transpose(1, 2)).transpose(1, 2)  # (B, T - 14, wide)
         count = (frames - self.CONTEXT + 1).clamp(min=1)  # valid frames of x
-        # DIFFERS: the released code includes one padded frame. Its deviation has no lower bound and
-        # is NaN for a single frame.
+        # DIFFERS: the released code includes one padded frame. It does not clamp the deviation,
+        # which is NaN for a single frame.
         mean = _fill_padding(x, count).sum(1) / count[:, None]  # (B, wide)
         squares = _fill_padding((x - mean[:, None]).square(), count).sum(1)
         variance = squares / (count - 1).clamp(min=1)[:, None]

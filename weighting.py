@@ -1,7 +1,8 @@
 """Two alternatives to the plain sum of the task losses: train.py --weighting.
 
-The paper cites both (Section 1), and the released code has both. Shared parameters are those of the
-encoder and the weights of its hidden states. All other parameters belong to the head of one task.
+The paper cites both (Section 1), and the released code has both. Shared parameters: the encoder and
+the layer weights. All others belong to one head. DIFFERS marks a deviation from the authors'
+released code.
 """
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 
 
 def uncertainty_total(losses: dict[str, Tensor], log_sigma: Tensor) -> Tensor:
-    """Uncertainty weighting (Kendall et al. 2018): the sum of loss / sigma^2 + log sigma, a scalar.
+    """Uncertainty weighting (Kendall et al. 2018), a scalar.
 
-    log_sigma (tasks,) is learned. A task whose loss is noisy gets a large sigma and a small weight.
-    DIFFERS: in the released code `.to("cuda")` makes log_sigma a plain tensor, which the optimiser
-    does not update. Here it is a parameter.
+        sum over tasks of (loss / sigma^2 + log sigma)
+    log_sigma (tasks,) is learned. A task with a large loss gets a large sigma, so a small weight.
+    DIFFERS: in the released code `nn.Parameter(...).to("cuda")` returns a non-leaf tensor, which
+    the optimiser does not update. Here log_sigma is a parameter.
     """
     terms = []
     for loss, log_s in zip(losses.values(), log_sigma):
@@ -22,51 +24,57 @@ def uncertainty_total(losses: dict[str, Tensor], log_sigma: Tensor) -> Tensor:
     return sum(terms)
 
 
-def pcgrad_backward(losses: dict[str, Tensor], model, step: int) -> None:
+def pcgrad_backward(losses: dict[str, Tensor], model, key: int) -> None:
     """Gradient surgery (PCGrad, Yu et al. 2020): replaces `sum(losses.values()).backward()`.
 
-    Fills `.grad` of every trained parameter of `model`, a MultiTask. Heads get the usual gradient,
-    shared parameters that of `combine_conflicting`. Random numbers follow from `step`.
+    Fills `.grad` of every trained parameter of `model`, a MultiTask. Heads get the summed gradient.
+    Shared parameters get the result of `combine_conflicting`. Its random order follows from `key`,
+    which must be the same in all processes.
     """
     shared = [*model.encoder.parameters(), *model.layer_sum.parameters()]
     shared = [p for p in shared if p.requires_grad]
-    own = [p for p in model.heads.parameters() if p.requires_grad]
-    rows = []
+    head_parameters = [p for p in model.heads.parameters() if p.requires_grad]
+    shared_gradients = []
     for loss in losses.values():
-        gradients = torch.autograd.grad(loss, shared + own, retain_graph=True, allow_unused=True)
-        rows.append(torch.cat([g.flatten() for g in gradients[: len(shared)]]))
-        for p, g in zip(own, gradients[len(shared) :]):
-            if g is None:  # a parameter of another task's head
-                continue
-            # Fused Adam wants contiguous gradients.
-            p.grad = g.contiguous() if p.grad is None else p.grad + g
-    task_gradients = torch.stack(rows)  # (tasks, shared parameters)
+        gradients = torch.autograd.grad(
+            loss, shared + head_parameters, retain_graph=True, allow_unused=True
+        )
+        flat = []
+        for parameter, gradient in zip(shared, gradients):
+            if gradient is None:  # the task does not use this parameter
+                gradient = torch.zeros_like(parameter)
+            flat.append(gradient.flatten())
+        shared_gradients.append(torch.cat(flat))
+        for parameter, gradient in zip(head_parameters, gradients[len(shared) :]):
+            if gradient is not None:  # this task's head: the sum has no other term
+                parameter.grad = gradient.contiguous()  # fused Adam needs contiguous gradients
+    shared_gradients = torch.stack(shared_gradients)  # (tasks, shared parameters)
     if dist.is_initialized():
-        # Average first: conflicts are those between tasks, not those between processes.
-        for tensor in (task_gradients, *(p.grad for p in own)):
+        # We average over processes first, so only conflicts between tasks are projected.
+        for tensor in (shared_gradients, *(p.grad for p in head_parameters)):
             dist.all_reduce(tensor)
             tensor /= dist.get_world_size()
-    total = combine_conflicting(task_gradients, torch.Generator().manual_seed(step))
-    for p, g in zip(shared, total.split([p.numel() for p in shared])):
-        p.grad = g.view_as(p)
+    total = combine_conflicting(shared_gradients, torch.Generator().manual_seed(key))
+    for parameter, gradient in zip(shared, total.split([p.numel() for p in shared])):
+        parameter.grad = gradient.view_as(parameter)
 
 
 def combine_conflicting(task_gradients: Tensor, generator: torch.Generator) -> Tensor:
     """The sum of the projected task gradients: (tasks, parameters) -> (parameters,).
 
-    Two gradients conflict if their product is negative. Then the gradient of a task loses its part
-    along the original gradient of the other task. The other tasks come in random order:
-        g_i <- g_i - (g_i . g_j) / |g_j|^2 g_j        if g_i . g_j < 0
+    Two gradients conflict if their dot product is negative. Then we remove from g_i its component
+    along the unprojected g_j. The other tasks j come in random order:
+        g_i <- g_i - ((g_i . g_j) / |g_j|^2) g_j        if g_i . g_j < 0
     DIFFERS: the released code takes the mean over tasks, which divides the encoder's gradient by
-    their number. It also projects the gradient of each weight matrix separately.
+    the number of tasks. It also projects the gradient of each weight matrix separately.
     """
     total = torch.zeros_like(task_gradients[0])
-    for i, own in enumerate(task_gradients):
-        projected = own.clone()
+    for i, gradient in enumerate(task_gradients):
+        projected = gradient.clone()
         for j in torch.randperm(len(task_gradients), generator=generator).tolist():
             other = task_gradients[j]
-            product = projected @ other
-            if j != i and product < 0:
-                projected -= product / other.square().sum() * other
+            dot_product = projected @ other
+            if j != i and dot_product < 0:
+                projected -= dot_product / other.square().sum() * other
         total += projected
     return total

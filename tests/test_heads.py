@@ -72,14 +72,14 @@ def test_padding_and_batch_mates_change_no_loss_and_no_prediction(case):
     head, features, targets = case
     alone = [(features[i : i + 1, :n], FRAMES[i : i + 1]) for i, n in enumerate(FRAMES)]
     losses = torch.stack([head.loss(*alone[i], targets[i : i + 1]) for i in range(3)])
-    terms = torch.tensor([head.loss_weight(targets[i : i + 1]) for i in range(3)])
+    terms = torch.tensor([head.num_loss_terms(targets[i : i + 1]) for i in range(3)])
     for garbage in (0.0, 50.0):
         padded = torch.cat([features, torch.full((3, 9, D), garbage)], 1)
         for i, n in enumerate(FRAMES):
             padded[i, n:] = garbage
         # loss * terms add up: how several processes average exactly
         close(head.loss(padded, FRAMES, targets), (losses * terms).sum() / terms.sum())
-        assert head.loss_weight(targets) == terms.sum()
+        assert head.num_loss_terms(targets) == terms.sum()
         close(head.predict(padded, FRAMES), [head.predict(*x)[0] for x in alone])
 
 
@@ -230,8 +230,8 @@ def test_several_slots_add_their_losses_and_are_predicted_one_by_one():
 # ---------------------------------------------------------------- CTC
 
 
-def read(alignment):
-    """What an alignment spells: repeats merged, then blanks dropped."""
+def collapse(alignment):
+    """The target of an alignment: repeats merged, then blanks dropped."""
     return [k for i, k in enumerate(alignment) if k != 0 and (i == 0 or alignment[i - 1] != k)]
 
 
@@ -239,14 +239,14 @@ def read(alignment):
     "T, C, target",
     [(1, 3, [2]), (3, 3, [1, 2]), (4, 3, [1, 1]), (5, 3, [2, 1, 1]), (5, 4, [3, 1, 3]), (3, 3, [])],
 )
-def test_ctc_is_the_sum_over_all_alignments_that_read_as_the_target(T, C, target):
+def test_ctc_is_the_sum_over_all_alignments_that_collapse_to_the_target(T, C, target):
     torch.manual_seed(T)
     logits = torch.randn(1, T, C, requires_grad=True)
     log_probs = logits.log_softmax(-1)[0]
     scores = [
         sum(log_probs[t, k] for t, k in enumerate(a))
         for a in product(range(C), repeat=T)
-        if read(a) == target
+        if collapse(a) == target
     ]
     expected = -torch.stack(scores).logsumexp(0) / max(1, len(target))
     loss = ctc_loss(logits, torch.tensor([T]), [target])
@@ -261,7 +261,7 @@ def test_the_gradient_of_ctc_is_softmax_minus_posterior_and_zero_in_padding():
     softmax = logits[0].softmax(-1)
     posterior = torch.zeros(T, C, dtype=torch.double)
     for alignment in product(range(C), repeat=T):
-        if read(alignment) == target:
+        if collapse(alignment) == target:
             posterior[range(T), alignment] += softmax[range(T), alignment].prod().detach()
     posterior /= posterior.sum(1, keepdim=True)
     loss = ctc_loss(logits, torch.tensor([T, 2]), [target, target])  # does not fit into 2 frames
@@ -295,6 +295,12 @@ def test_ctc_has_torchs_values_and_gradients(T, B, C, S):
     assert not ours[0].any()
 
 
+def test_our_ctc_also_runs_where_frames_lie_on_another_device():
+    logits = torch.zeros(2, 5, 4, device="meta", requires_grad=True)  # shapes without values
+    ctc_loss(logits, torch.tensor([5, 3]), [[1, 2], [1]]).backward()
+    assert logits.grad.shape == logits.shape
+
+
 @pytest.mark.parametrize(
     "targets, frames, expected",
     [
@@ -309,7 +315,7 @@ def test_ctc_on_uniform_scores_gives_the_released_values(targets, frames, expect
     )
 
 
-def test_a_broken_score_is_not_hidden_by_the_rule_for_impossible_targets():
+def test_a_nan_logit_is_not_hidden_by_the_rule_for_impossible_targets():
     logits = torch.zeros(1, 4, 3)
     logits[0, 1] = torch.nan
     assert ctc_loss(logits, torch.tensor([4]), [[1]]).isnan()
@@ -559,11 +565,11 @@ def test_diarization_is_as_sure_as_its_decisions_are_probable_on_average():
         assert sure == pytest.approx(sum(decisions) / len(decisions), abs=1e-5)
 
 
-def test_diarization_in_parts_is_the_lstm_over_the_whole_recording(monkeypatch):
+def test_diarization_in_chunks_is_the_lstm_over_the_whole_recording(monkeypatch):
     torch.manual_seed(0)
     head, features = DiarizationHead(D, 2, 16), torch.randn(3, 31, D)
     whole = head.predict(features, FRAMES)
-    monkeypatch.setattr(DiarizationHead, "PART", 10)
+    monkeypatch.setattr(DiarizationHead, "CHUNK", 10)
     sizes = []
     head.lstm.register_forward_hook(lambda module, inputs, _: sizes.append(inputs[0].shape[1]))
     close(head.predict(features, FRAMES), whole)

@@ -381,7 +381,7 @@ def test_gradient_surgery_leaves_no_conflict_of_two_tasks(root):
         model.heads["PR"].output.weight.data *= -1
         g, h = (gradient(loss) for loss in model(batches).values())
     expected = g + h if g @ h > 0 else g - (g @ h) / (h @ h) * h + h - (g @ h) / (g @ g) * g
-    pcgrad_backward(model(batches), model, step=0)
+    pcgrad_backward(model(batches), model, key=0)
     found = torch.cat([p.grad.flatten() for p in shared])
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-3)
     assert all(p.grad is not None for p in model.heads.parameters())
