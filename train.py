@@ -106,7 +106,7 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
                 losses = network(step_batches, random_key)  # {task: scalar}
 
             if config.weighting == "pcgrad":
-                pcgrad_backward(losses, model, session.step)
+                pcgrad_backward(losses, model, config.seed * config.steps + session.step)
             elif config.weighting == "uncertainty":
                 uncertainty_total(losses, model.log_sigma).backward()
             else:
