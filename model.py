@@ -1,11 +1,12 @@
-r"""HuBERT, the weighted sum of its hidden states, the multi-task model (paper, Sections 2, 3.2).
+"""HuBERT, the weighted sum of its hidden states, the multi-task model (paper, Sections 2, 3.2).
 
     waves -> HuBERT -> L+1 hidden states -> weighted sum -> SpecAugment -> a head per task -> losses
              trained or frozen              trained         training only  trained
              |_____________ shared by all tasks _________|
 
-B utterances, N samples (16 kHz), T frames of one utterance (50 Hz), M frames of all utterances (one
-utterance after the other), C channels of the convolutions, D dimensions (768), L layers (12).
+B utterances, N samples (16 kHz), C channels of the convolutions, D dimensions (768), L layers (12).
+T: frames (50 Hz) of one utterance, or of the longest in a padded batch. M: frames of all
+utterances, concatenated.
 Keep `lengths` (B,), in samples, and `frames` (B,) on the CPU: reading a value from the GPU forces a
 synchronisation.
 """
@@ -25,18 +26,21 @@ from engine.kernels import Dropout, attend, convolve_by_fourier, convolve_row
 from engine.pretrained import read_weights
 from rules import HOP, RECEPTIVE_FIELD
 
-# HuBERT Large and its relatives normalise each waveform. A configuration without these keys
-# describes an encoder that does not.
-NO_NORMALIZATION = {"normalize_waveform": False, "normalize_epsilon": 1e-5}
-BASE = NO_NORMALIZATION | {  # other names: the arguments of torchaudio.models.wav2vec2_model
-    "extractor_mode": "group_norm", "extractor_conv_bias": False,  # or "layer_norm", True
+# Settings of an encoder whose configuration lacks these keys. HuBERT Large and similar models
+# normalise each waveform to mean 0 and variance 1; HuBERT Base does not.
+WAVEFORM_DEFAULTS = {"normalize_waveform": False, "normalize_epsilon": 1e-5}
+# The other keys are the arguments of torchaudio.models.wav2vec2_model. encoder_layer_drop is kept
+# for that function only: layer drop is not implemented here, because SUPERB sets it to 0.
+BASE = WAVEFORM_DEFAULTS | {
+    # "group_norm": a norm in the first convolution only. "layer_norm" (Large): a norm in each one.
+    "extractor_mode": "group_norm", "extractor_conv_bias": False,
     # (channels, kernel, stride) of each convolution
     "extractor_conv_layer_config": [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2,
     "encoder_embed_dim": 768, "encoder_num_layers": 12, "encoder_num_heads": 12,
     "encoder_ff_interm_features": 3072, "encoder_layer_norm_first": False,
     "encoder_pos_conv_kernel": 128, "encoder_pos_conv_groups": 16,
     "encoder_projection_dropout": 0.1, "encoder_dropout": 0.1, "encoder_attention_dropout": 0.1,
-    "encoder_ff_interm_dropout": 0.0, "encoder_layer_drop": 0.0}  # as in SUPERB
+    "encoder_ff_interm_dropout": 0.0, "encoder_layer_drop": 0.0}
 TINY = BASE | {  # 0.9 M parameters
     "extractor_conv_layer_config": [(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
     "encoder_embed_dim": 128, "encoder_num_layers": 4, "encoder_num_heads": 4,
@@ -50,13 +54,16 @@ LARGE = BASE | {
     "encoder_ff_interm_features": 4096, "encoder_layer_norm_first": True,
     "encoder_projection_dropout": 0.0, "encoder_dropout": 0.0, "encoder_attention_dropout": 0.0}
 UNTRAINED = {"random-tiny": TINY, "random-hubert_base": BASE, "random-hubert_large": LARGE}
+
 # Replaces a batches.Batch where the encoder is frozen: cached states (L+1, B, T, D), frames (B,).
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 
 
 def frame_count(samples):
-    """Number of frames in `samples` (int or tensor): one every 320 samples (20 ms), each of which
-    sees 400 samples (25 ms). Below 400 samples there is none."""
+    """The number of frames in `samples` (int or tensor of ints).
+
+    Each frame covers 400 samples (25 ms); frames start every 320 samples (20 ms). Fewer than 400
+    samples give no frame."""
     # DIFFERS: s3prl rounds samples / 320, which may count a last frame that lies in the padding.
     frames = (samples - RECEPTIVE_FIELD) // HOP + 1
     return frames.clamp(min=0) if isinstance(frames, Tensor) else max(0, frames)
@@ -70,9 +77,13 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class ConvBlock(nn.Module):
-    """A convolution over time, a norm where the model has one, GELU: (1, C, T) -> (1, C', T')."""
+    """A convolution over time, then `norm`, then GELU: (1, C, T) -> (1, C', T').
 
-    def __init__(self, inputs: int, channels: int, kernel: int, stride: int, bias: bool, norm):
+    `norm` is a ChannelNorm, a GroupNorm, or nn.Identity in a block without normalisation. The
+    attribute has torchaudio's name, `layer_norm`, in all three cases."""
+
+    def __init__(self, inputs: int, channels: int, kernel: int, stride: int, bias: bool,
+                 norm: nn.Module):
         super().__init__()
         self.layer_norm = norm
         self.conv = nn.Conv1d(inputs, channels, kernel, stride, bias=bias)
@@ -82,15 +93,17 @@ class ConvBlock(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
-    """Seven convolutions make a frame of C channels out of every 320 samples."""
+    """Seven convolutions: one frame of C channels every 320 samples, from 400 samples each."""
 
     def __init__(self, config: dict):
         super().__init__()
-        self.conv_layers, inputs = nn.ModuleList(), 1
+        self.conv_layers = nn.ModuleList()
+        inputs = 1  # a waveform has one channel
         for channels, kernel, stride in config["extractor_conv_layer_config"]:
             if config["extractor_mode"] == "layer_norm":
                 norm = ChannelNorm(channels)
-            elif inputs == 1:  # "group_norm": the first block, each channel over the time of a wave
+            elif inputs == 1:  # "group_norm": only the first block has a norm
+                # With one group per channel, each channel is normalised over time.
                 norm = nn.GroupNorm(channels, channels)
             else:
                 norm = nn.Identity()
@@ -101,8 +114,9 @@ class FeatureExtractor(nn.Module):
     def forward(self, waves: list[Tensor], frames: list[int]) -> Tensor:
         """waves [(n,), ...] -> (M, C)."""
         # DIFFERS: torchaudio, fairseq and s3prl convolve padded batches. GroupNorm then takes its
-        # statistics over the padding too, which moves features by up to 2 standard deviations.
-        if waves[0].is_cuda:  # the same function, with fewer and larger operations
+        # mean and variance over the padding too. For 1 s of audio padded to 10 s, this moves hidden
+        # states of Base by up to twice their standard deviation (with random weights).
+        if waves[0].is_cuda:  # the same result, with fewer and larger operations
             return convolve_row(self.conv_layers, waves, frames)
         return torch.cat([self.convolve(wave) for wave in waves])
 
@@ -129,7 +143,7 @@ class FeatureProjection(nn.Module):
 
 
 class PositionalConvolution(nn.Module):
-    """Position embeddings: GELU(conv(x)), a grouped convolution over 128 frames of an utterance."""
+    """Position embeddings: GELU(conv(x)), a grouped convolution over time (Base: 128 frames)."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -139,8 +153,7 @@ class PositionalConvolution(nn.Module):
         self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
 
     def forward(self, x: Tensor, frames: list[int]) -> Tensor:
-        """(M, D) -> (M, D); each utterance is convolved alone, with zeros around it. A kernel of
-        even size gives one frame too many, the last one, which is dropped."""
+        """(M, D) -> (M, D); each utterance is convolved separately, with zeros around it."""
         return F.gelu(convolve_by_fourier(self.conv, x, frames))
 
 
@@ -149,7 +162,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: dict):
         super().__init__()
-        D, self.num_heads = config["encoder_embed_dim"], config["encoder_num_heads"]
+        D = config["encoder_embed_dim"]
+        self.num_heads = config["encoder_num_heads"]
         if D % self.num_heads:
             raise ValueError(f"{D} dimensions cannot be shared by {self.num_heads} attention heads")
         self.dropout = config["encoder_attention_dropout"]  # on the softmax
@@ -159,14 +173,14 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, frames: list[int]) -> Tensor:
         """(M, D) -> (M, D); each frame attends to the frames of its own utterance."""
         dropout = self.dropout if self.training else 0.0
-        queries = self.split(self.q_proj(x), frames)
-        keys = self.split(self.k_proj(x), frames)
-        values = self.split(self.v_proj(x), frames)
-        mixed = [attend(q, k, v, dropout) for q, k, v in zip(queries, keys, values)]
-        return self.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).reshape(x.shape))
+        queries = self.split_heads_and_utterances(self.q_proj(x), frames)
+        keys = self.split_heads_and_utterances(self.k_proj(x), frames)
+        values = self.split_heads_and_utterances(self.v_proj(x), frames)
+        attended = [attend(q, k, v, dropout) for q, k, v in zip(queries, keys, values)]
+        return self.out_proj(torch.cat(attended, dim=2).transpose(1, 2).reshape(x.shape))
 
-    def split(self, x: Tensor, frames: list[int]) -> tuple[Tensor, ...]:
-        """(M, D) -> one (1, heads, T, d) for each utterance."""
+    def split_heads_and_utterances(self, x: Tensor, frames: list[int]) -> tuple[Tensor, ...]:
+        """(M, D) -> one tensor (1, heads, T, d) for each utterance."""
         return x.view(1, len(x), self.num_heads, -1).transpose(1, 2).split(frames, dim=2)
 
 
@@ -200,19 +214,22 @@ class TransformerLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(D)
 
     def forward(self, x: Tensor, frames: list[int]) -> Tensor:
-        if self.norm_first:  # HuBERT Large
+        if self.norm_first:  # pre-norm, as in HuBERT Large
             x = x + self.dropout(self.attention(self.layer_norm(x), frames))
             return x + self.feed_forward(self.final_layer_norm(x))
-        x = self.layer_norm(x + self.dropout(self.attention(x, frames)))  # HuBERT Base
+        # post-norm, as in HuBERT Base
+        x = self.layer_norm(x + self.dropout(self.attention(x, frames)))
         return self.final_layer_norm(x + self.feed_forward(x))
 
 
 class Transformer(nn.Module):
-    """The parts of the transformer; `Hubert.encode` shows how they are used."""
+    """The modules of the transformer. It has no `forward`: `Hubert.encode` calls its modules."""
 
     def __init__(self, config: dict):
         super().__init__()
         self.pos_conv_embed = PositionalConvolution(config)
+        # Post-norm models (Base): the norm of the first layer's input.
+        # Pre-norm models (Large): the norm of the last layer's output.
         self.layer_norm = nn.LayerNorm(config["encoder_embed_dim"])
         self.dropout = Dropout(config["encoder_dropout"])
         layers = range(config["encoder_num_layers"])
@@ -220,44 +237,50 @@ class Transformer(nn.Module):
 
 
 class Hubert(nn.Module):
-    """HuBERT (Hsu et al. 2021) with random weights; parameters have torchaudio's names.
+    """HuBERT (Hsu et al. 2021), randomly initialised. `load_encoder` returns a pretrained one.
 
-    config: see BASE. `load_encoder` makes one with pretrained weights."""
+    config: see BASE. The parameters have torchaudio's names."""
 
     def __init__(self, config: dict):
         super().__init__()
-        self.config = NO_NORMALIZATION | config
-        self.dim, self.num_states = config["encoder_embed_dim"], config["encoder_num_layers"] + 1
-        # Scales the gradient of the convolutions, as when HuBERT Base was pretrained.
+        self.config = WAVEFORM_DEFAULTS | config
+        self.dim = config["encoder_embed_dim"]
+        self.num_states = config["encoder_num_layers"] + 1
+        # `encode` multiplies the gradient of the convolutions by this number. 0.1 is the value of
+        # HuBERT Base's pretraining.
         self.feature_grad_mult = 0.1
         self.feature_extractor = FeatureExtractor(config)
-        self.encoder = nn.ModuleDict(  # this level is only there for torchaudio's names
+        # torchaudio calls the part after the convolutions `encoder`. We keep its parameter names.
+        self.encoder = nn.ModuleDict(
             {"feature_projection": FeatureProjection(config), "transformer": Transformer(config)})
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waves (B, N) float32 at 16 kHz, lengths (B,) -> states (L+1, B, T, D), frames (B,).
 
-        States are zero where an utterance is padded. They depend neither on the other utterances
-        nor on the padding, whatever it contains."""
+        States are zero where an utterance is padded. In evaluation mode, the states of an utterance
+        do not depend on the padding, whatever it contains, or on the other utterances."""
         states, frames = self.encode([wave[:n] for wave, n in zip(waves, lengths.tolist())])
-        padded = [F.pad(one, (0, 0, 0, max(frames) - one.shape[1]))
-                  for one in states.split(frames, dim=1)]
+        padded = []
+        for one in states.split(frames, dim=1):  # (L+1, T of this utterance, D)
+            missing = max(frames) - one.shape[1]
+            padded.append(F.pad(one, (0, 0, 0, missing)))  # zeros at the end of the time axis
         return torch.stack(padded, dim=1), torch.tensor(frames)
 
     def encode(self, waves: list[Tensor]) -> tuple[Tensor, list[int]]:
         """waves [(n,), ...] -> states (L+1, M, D), and the number of frames of each utterance.
 
-        State 0 is the input of the first transformer layer, state l the output of layer l. With
-        pre-layer-norm, state L is taken after the final norm (as in s3prl, and as the
-        last_hidden_state of Hugging Face).
+        State 0 is the input of the first transformer layer; state l is the output of layer l. In
+        pre-norm models state L is taken after the final norm. s3prl does the same, and so does the
+        last_hidden_state of Hugging Face.
 
-        Most layers work frame by frame, so the frames of all utterances share large matrix
-        products. Attention and convolutions take one utterance at a time: no mask is needed.
+        Attention and convolutions never mix utterances, so no mask is needed. All other layers
+        process all M frames together.
         Raises ValueError if an utterance is shorter than one frame."""
         frames = [frame_count(len(wave)) for wave in waves]
         if min(frames) < 1:
             shortest = min(len(wave) for wave in waves)
-            raise ValueError(f"an utterance of {shortest} samples is shorter than one frame (400)")
+            raise ValueError(f"an utterance of {shortest} samples is too short; "
+                             f"one frame needs {RECEPTIVE_FIELD} samples")
         projection, transformer = self.encoder.feature_projection, self.encoder.transformer
         norm_first = self.config["encoder_layer_norm_first"]
 
@@ -265,7 +288,9 @@ class Hubert(nn.Module):
             waves = [self.normalize(wave) for wave in waves]
         x = self.feature_extractor(waves, frames)  # (M, C)
         if x.requires_grad:
-            x.register_hook(lambda gradient: self.feature_grad_mult * gradient)  # as in fairseq
+            # fairseq's GradMultiply: the values stay the same, and the gradient is scaled. The
+            # released code finetunes fairseq's network, so its convolutions get this gradient too.
+            x.register_hook(lambda gradient: self.feature_grad_mult * gradient)
         x = projection(x)  # (M, D)
         x = x + transformer.pos_conv_embed(x, frames)
         if not norm_first:
@@ -290,16 +315,23 @@ class Hubert(nn.Module):
         return not any(parameter.requires_grad for parameter in self.parameters())
 
     def train(self, mode: bool = True) -> "Hubert":
-        """As for any module, but a frozen encoder stays in evaluation mode, without dropout."""
+        """Sets training or evaluation mode, as `nn.Module.train` does.
+
+        A frozen encoder stays in evaluation mode, so it never applies dropout."""
         return super().train(mode and not self.frozen)
 
     def checkpoint(self) -> dict:
-        """What `load_encoder` reads from a file, alone or as "encoder" in a run's checkpoint.pt."""
+        """The configuration and the weights, as a dict for torch.save.
+
+        `load_encoder` reads a file with this dict, alone or as "encoder" in a run's
+        checkpoint.pt."""
         return {"config": self.config, "state_dict": self.state_dict()}
 
 
 def random_encoder(config: dict, seed: int = 0) -> Hubert:
-    """An untrained encoder, always the same for one seed; global random numbers are not touched."""
+    """A randomly initialised encoder in evaluation mode; equal seeds give equal weights.
+
+    The state of PyTorch's global random numbers does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return Hubert(config).eval()
@@ -308,14 +340,16 @@ def random_encoder(config: dict, seed: int = 0) -> Hubert:
 def load_encoder(source: str) -> Hubert:
     """The encoder that `source` names, on the CPU, in evaluation mode.
 
-    - "tiny": made by toy/pretrain.py; "hubert_base": torchaudio's, downloaded once and kept
-    - "random-tiny", "random-hubert_base", "random-hubert_large": untrained, for dry runs and as a
-      control
-    - a file with `Hubert.checkpoint()`, for instance a run's checkpoint.pt; HuBERT or wav2vec 2.0
-      of any size from torchaudio, fairseq or Hugging Face (a file, or a folder with config.json)
+    - "tiny": the pretrained weights in toy/, which toy/pretrain.py made
+    - "hubert_base": torchaudio's weights, which are downloaded at the first use
+    - "random-tiny", "random-hubert_base", "random-hubert_large": randomly initialised, for dry runs
+      and control runs
+    - the path of a file with `Hubert.checkpoint()`, for instance a run's checkpoint.pt
+    - the path of HuBERT or wav2vec 2.0 (any size) from torchaudio, fairseq or Hugging Face: a file,
+      or a folder with config.json
 
-    These names win over files and folders of the same name.
-    Raises EncoderError, with one sentence, if it cannot be loaded."""
+    If a file or folder has one of the names above, the name stands for the encoder listed here.
+    Raises EncoderError, with a message of one sentence, if the encoder cannot be loaded."""
     if source in UNTRAINED:
         return random_encoder(UNTRAINED[source])
     config, state = read_weights(source)
@@ -331,7 +365,8 @@ def load_encoder(source: str) -> Hubert:
 def encoder_digest(encoder: Hubert) -> str:
     """A digest of an encoder's configuration and of each tensor's name, type, shape and bytes.
 
-    Equal weights with another number of attention heads have another digest."""
+    The digest includes the configuration, because weights do not show the number of attention
+    heads."""
     digest = hashlib.blake2b(json.dumps(encoder.config, sort_keys=True).encode(), digest_size=16)
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -340,64 +375,76 @@ def encoder_digest(encoder: Hubert) -> str:
 
 
 class LayerSum(nn.Module):
-    """The weighted sum of all hidden states, sum_l softmax(w)_l state_l; w starts at 0 (SUPERB)."""
+    """The weighted sum of all hidden states: sum over l of softmax(w)_l * state_l (SUPERB).
 
-    def __init__(self, states: int):
+    w starts at 0, so all states begin with the same weight."""
+
+    def __init__(self, num_states: int):
         super().__init__()
-        self.weights = nn.Parameter(torch.zeros(states))
+        self.weights = nn.Parameter(torch.zeros(num_states))
 
     def forward(self, states: Tensor) -> Tensor:
-        """states (L+1, B, T, D) -> features (B, T, D), float32 under autocast too."""
+        """states (L+1, ..., D) -> features (..., D), in float32 even under autocast."""
         with torch.autocast(states.device.type, enabled=False):
             return torch.tensordot(self.weights.softmax(0), states.to(self.weights.dtype), dims=1)
 
 
 def spec_augment(features: Tensor, frames: Tensor, time_warp: bool = True,
                  time_mask_width: int = 40, time_masks: int = 2,
-                 dim_masks: int = 4, dim_width: int = 50) -> Tensor:
+                 dim_masks: int = 4, dim_mask_width: int = 50) -> Tensor:
     """SpecAugment (Park et al. 2019) of features (B, T, D) as in the released code: a time warp,
     masks over dimensions, masks over time. Masked values are 0.
 
-    The width of a mask is drawn below `time_mask_width` frames, or below `dim_width` dimensions for
-    D = 768 (in proportion for other D). A mask may lie in the padding. Random numbers come from the
-    global CPU generator, in the order of the released code."""
+    The width of a time mask is uniform from 0 to `time_mask_width` - 1 frames. The width of a
+    dimension mask is uniform from 0 to `dim_mask_width` - 1 for D = 768; for another D the limit is
+    scaled by D / 768. The position of a time mask depends on T, the longest utterance, so a mask
+    may lie in the padding of a shorter one. Random numbers come from the global CPU generator, in
+    the order of the released code."""
     B, T, D = features.shape
     if time_warp:
         warped = [_warp(one, n) for one, n in zip(features, frames.tolist())]
         features = torch.stack(warped)
-    dims = _random_spans(B, D, dim_masks, max(1, dim_width * D // 768))
+    dims = _random_spans(B, D, dim_masks, max(1, dim_mask_width * D // 768))
     times = _random_spans(B, T, time_masks, time_mask_width)
     dims = dims.to(features.device, non_blocking=True)[:, None, :]
     times = times.to(features.device, non_blocking=True)[:, :, None]
     return features.masked_fill(dims | times, 0.0)
 
 
-def _warp(features: Tensor, frames: int, most: int = 5) -> Tensor:
-    """Time warp of one utterance (T, D): a random frame moves by up to `most` frames, and both
-    sides of it are stretched to fit."""
-    if frames <= 2 * most:
+def _warp(features: Tensor, frames: int, max_shift: int = 5) -> Tensor:
+    """Time warp of one utterance (T, D): a random frame is shifted, and the parts before and after
+    it are stretched or compressed to fit.
+
+    As in the released code, the shift is uniform from -(max_shift - 1) to max_shift frames."""
+    if frames <= 2 * max_shift:
         return features
-    middle = int(torch.randint(most, frames - most, (1,)))
-    moved = int(torch.randint(middle - most, middle + most, (1,))) + 1
-    sides = [(features[:middle], moved), (features[middle:frames], frames - moved)]
+    middle = int(torch.randint(max_shift, frames - max_shift, (1,)))
+    new_middle = int(torch.randint(middle - max_shift, middle + max_shift, (1,))) + 1
+    sides = [(features[:middle], new_middle), (features[middle:frames], frames - new_middle)]
     warped = []
-    for side, size in sides:
-        shape = (size, side.shape[1])
+    for side, new_frames in sides:
+        shape = (new_frames, side.shape[1])
         warped.append(F.interpolate(side[None, None], shape, mode="bicubic")[0, 0])
     return torch.cat([*warped, features[frames:]])
 
 
-def _random_spans(utterances: int, size: int, spans: int, width: int) -> Tensor:
-    """Random spans shorter than `width` for each utterance: (B, size), True inside any of them."""
-    widths = torch.randint(0, width, (utterances, spans, 1))
-    starts = torch.randint(0, max(1, size - int(widths.max())), (utterances, spans, 1))
+def _random_spans(num_utterances: int, size: int, num_spans: int, width_limit: int) -> Tensor:
+    """Random spans of an axis of `size` positions: (B, size), True inside any span.
+
+    Each utterance has `num_spans` spans of 0 to `width_limit` - 1 positions."""
+    widths = torch.randint(0, width_limit, (num_utterances, num_spans, 1))
+    # As in the released code, one limit for all starts: the widest span of the batch fits.
+    start_limit = max(1, size - int(widths.max()))
+    starts = torch.randint(0, start_limit, (num_utterances, num_spans, 1))
     since_start = torch.arange(size) - starts  # (B, spans, size)
     inside = (since_start >= 0) & (since_start < widths)
     return inside.any(1)
 
 
 def seed_random_numbers(*key) -> None:
-    """Seeds PyTorch's global random numbers (CPU, and the GPU in use) from a key of any values."""
+    """Seeds PyTorch's global random numbers (CPU, and the GPU in use) from integers and strings.
+
+    The seed is a hash of the repr of the key, so it is the same in every process."""
     seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big")
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
@@ -405,9 +452,10 @@ def seed_random_numbers(*key) -> None:
 
 
 class MultiTask(nn.Module):
-    """One encoder and one weighted sum under the heads of all tasks (one head in (a) and (c)).
+    """One encoder, one weighted sum of its hidden states, and one head for each task.
 
-    `augment`: SpecAugment in training, with time masks shorter than `time_mask_width` frames."""
+    In scenarios (a) and (c) there is only one head. `augment` switches SpecAugment on in training;
+    its time masks are shorter than `time_mask_width` frames."""
 
     def __init__(self, encoder: Hubert, heads: dict[str, nn.Module], augment: bool = True,
                  time_mask_width: int = 40):
@@ -419,16 +467,20 @@ class MultiTask(nn.Module):
         self.train()  # `load_encoder` returns the encoder in evaluation mode
 
     def forward(self, batches: dict, random_key: tuple | None = None) -> dict[str, Tensor]:
-        """{task: batches.Batch or FrozenBatch} -> {task: loss}. Every process must pass the same
-        tasks in the same order.
+        """{task: batches.Batch or FrozenBatch} -> {task: loss}.
 
-        random_key, for instance (seed, step, rank), makes SpecAugment and dropout a function of
-        this key and the task: the order in which heads are computed does not matter. Without it
-        random numbers are drawn from the global generators as they are."""
+        With several processes, each must pass the same tasks in the same order: `all_reduce` adds
+        the values of the processes by position.
+
+        random_key, for instance (seed, step, rank), seeds the random numbers once for the encoder,
+        and again for SpecAugment and head dropout of each task. Their masks then do not depend on
+        the order of the tasks. Encoder dropout depends on the order of batches. Without random_key
+        nothing is seeded."""
         if random_key is not None:
             seed_random_numbers(*random_key, "encoder")
+        features_by_task = self.features(batches)
         losses = {}
-        for task, (features, frames) in self.features(batches).items():
+        for task, (features, frames) in features_by_task.items():
             if random_key is not None:
                 seed_random_numbers(*random_key, task)
             losses[task] = self.loss(task, features, frames, batches[task].targets)
@@ -445,25 +497,28 @@ class MultiTask(nn.Module):
     def features(self, batches: dict) -> dict[str, tuple[Tensor, Tensor]]:
         """{task: batch} -> {task: (features (B, T, D), frames (B,))}.
 
-        The encoder reads the utterances of all tasks in one pass."""
-        device, waves, utterances = self.layer_sum.weights.device, [], []
+        The encoder processes the utterances of all tasks in one pass."""
+        device = self.layer_sum.weights.device
+        waves = []
         for batch in batches.values():
             if not isinstance(batch, FrozenBatch):
                 padded = batch.waves.to(device, non_blocking=True)
                 waves += [wave[:n] for wave, n in zip(padded, batch.lengths.tolist())]
+        utterances = []  # features (T, D) of each wave
         if waves:
             states, frames = self.encoder.encode(waves)
-            utterances = list(self.layer_sum(states).split(frames))  # (T, D) each
+            utterances = list(self.layer_sum(states).split(frames))
         result = {}
         for task, batch in batches.items():
             if isinstance(batch, FrozenBatch):
                 states = batch.states.to(device, non_blocking=True)
-                result[task] = self.layer_sum(states), batch.frames
+                features, frames = self.layer_sum(states), batch.frames
             else:
                 B = len(batch.targets)
                 own, utterances = utterances[:B], utterances[B:]
+                features = pad_sequence(own, batch_first=True)
                 frames = torch.tensor([len(one) for one in own])
-                result[task] = pad_sequence(own, batch_first=True), frames
+            result[task] = (features, frames)
         return result
 
     def loss(self, task: str, features: Tensor, frames: Tensor, targets: list) -> Tensor:
@@ -474,20 +529,22 @@ class MultiTask(nn.Module):
             # warp neither.
             time_warp = not head.frame_aligned
             features = spec_augment(features, frames, time_warp, self.time_mask_width)
-        # Heads are small, and LSTMs in bfloat16 are slow on a CPU.
+        # Heads are small, and LSTMs in bfloat16 are slow on a CPU. So heads run in float32.
         with torch.autocast(features.device.type, enabled=False):
             return head.loss(features, frames, targets)
 
     def weight_by_share(self, losses: dict[str, Tensor], batches: dict) -> dict[str, Tensor]:
-        """Scales each loss by this process's share of the batch, times the number of processes.
+        """Scales each loss by this process's share of its terms, times the number of processes.
 
-        A head's loss is a mean over `loss_weight` terms. DDP averages gradients over processes with
-        equal weight; after this scaling that average is the gradient of the whole batch."""
+        A head's loss is a mean over `num_loss_terms` terms. DDP averages gradients over processes
+        with equal weight; after this scaling that average is the gradient of the whole batch."""
         # DIFFERS: the released code gives processes equal weight, whatever their shares are.
-        shares = [float(self.heads[t].loss_weight(batches[t].targets)) for t in losses]
-        total = torch.tensor(shares, device=self.layer_sum.weights.device)
-        dist.all_reduce(total)
+        terms = []
+        for task in losses:
+            terms.append(float(self.heads[task].num_loss_terms(batches[task].targets)))
+        total_terms = torch.tensor(terms, device=self.layer_sum.weights.device)
+        dist.all_reduce(total_terms)  # now the sums over all processes
         weighted = {}
-        for (task, loss), share, of_all in zip(losses.items(), shares, total):
-            weighted[task] = loss * (share * dist.get_world_size() / of_all)
+        for (task, loss), own, total in zip(losses.items(), terms, total_terms):
+            weighted[task] = loss * (own * dist.get_world_size() / total)
         return weighted

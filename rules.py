@@ -1,9 +1,10 @@
-"""SUPERB's rules as pure functions: vocabularies, encoders, decoders, a split, silence removal.
+"""SUPERB's rules as pure functions: vocabularies, label encoding and decoding, a split of
+recordings, silence removal.
 
 They follow the released s3prl code (paper, Section 3.1). A decoder turns the output of a head into
 a value that can be compared with `Utterance.reference`; its first argument is `Corpus.labels`.
 
-n samples at 16 kHz, T label frames at 100 Hz (diarization only), K speakers.
+n samples at 16 kHz, F label frames at 100 Hz (diarization only), K speakers.
 """
 import hashlib
 
@@ -38,7 +39,9 @@ VOICES = {"train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Ma
 
 
 def encode(tokens: list[str], symbols: list[str]) -> list[int]:
-    """Token ids. The end of sentence is a token that CTC has to output, in PR, ASR and SF alike."""
+    """The id of each token: its index in `symbols`, or that of <unk>.
+
+    Callers append the end-of-sentence token, so CTC has to output it in PR, ASR and SF."""
     # DIFFERS: the released ASR gives an unseen character the id 32, which its head lacks; ours
     # gives it <unk>
     known = {symbol: index for index, symbol in enumerate(symbols)}
@@ -88,13 +91,13 @@ def decode_embedding(labels: list[str], embedding: list[float]) -> list[float]:
 
 def decode_turns(labels: list[str], probabilities, threshold: float = 0.5,
                  median: int = 11) -> list:
-    """Probabilities (T, K) -> [[speaker, start s, end s], ...] (SD): threshold, then median filter.
+    """Probabilities (F, K) -> [[speaker, start s, end s], ...] (SD): threshold, then median filter.
 
     Beyond both ends the filter sees zeros."""
     # DIFFERS: they try ten thresholds and medians on the test set and report the best
     active = np.asarray(probabilities) > threshold
     padded = np.pad(active, ((median // 2, median // 2), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, median, axis=0)  # (T, K, median)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, median, axis=0)  # (F, K, median)
     smooth = windows.sum(-1) > median // 2
     turns = []
     for column, speaker in enumerate(labels):
@@ -124,7 +127,7 @@ def slot_tokens(words: list[str], slots: list[str]) -> list[str]:
 
 
 def diarization_labels(turns: list, samples: int, columns: int = 2) -> np.ndarray:
-    """Turns (speaker, start s, end s) -> float32 (T, columns): 1 while a speaker talks.
+    """Turns (speaker, start s, end s) -> float32 (F, columns): 1 while a speaker talks.
 
     The columns are in the order of the speakers' names."""
     speakers = sorted({speaker for speaker, _, _ in turns})

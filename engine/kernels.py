@@ -1,8 +1,9 @@
-"""Faster equals of a few operations of the encoder. Each docstring has the plain formula, and
+"""Faster implementations of a few operations of the encoder, with the same results up to rounding
+and the choice of dropout masks. The docstring of each replaced operation has its plain formula, and
 `tests/test_kernels.py` compares the two.
 
-T frames of one utterance, M frames of all utterances (one utterance after the other),
-D dimensions, C channels of the convolutions.
+T frames of one utterance, M frames of all utterances (concatenated), D dimensions, C channels of
+the convolutions. A hop is 320 samples, the distance of two frames.
 """
 
 import ctypes
@@ -14,34 +15,39 @@ from torch import Tensor, nn
 
 from rules import HOP
 
-ROW_HOPS = 100  # row lengths are rounded up to 2 s: cuDNN re-tunes for each new length
+# cuDNN tunes its algorithm again for each new length. Row lengths are therefore rounded up to a
+# multiple of 100 hops (2 s), so few lengths occur.
+ROW_HOPS = 100
 
 
 def keep_memory() -> None:
     """Keep freed memory in this process instead of returning it to the system.
 
-    By default, glibc (Linux) returns each large tensor and asks for the next one page by page. That
-    takes up to a quarter of an MTL step on a CPU. Without glibc this function does nothing."""
+    By default, glibc (the C library of Linux) returns the memory of each large tensor when it is
+    freed. The next large tensor then needs new memory, which the system hands out page by page.
+    On a CPU this takes up to a quarter of an MTL step. Without glibc this function does nothing."""
     with suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")
-        glibc.mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own
-        glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the end of the heap is not given back
+        glibc.mallopt(-4, 0)  # M_MMAP_MAX = 0: large blocks come from the heap, too
+        glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD = -1: the free end of the heap is kept
 
 
 def convolve_row(blocks: nn.ModuleList, waves: list[Tensor], frames: list[int]) -> Tensor:
     """The feature extractor on all waves at once, for a GPU: waves [(n,), ...] -> (M, C).
 
     Plain formula: apply the blocks to each wave alone, then concatenate the frames of all waves.
-    On a GPU that would launch seven convolutions per wave, and cuDNN re-tunes for each new length.
+    On a GPU that would launch seven convolutions per wave, and cuDNN tunes for each new length.
 
-    Here all waves lie in one row, and each starts at a multiple of HOP, which is the stride of all
-    convolutions together. The first frames of a wave's slot are therefore the wave's own frames.
-    Later frames of the slot reach into the next wave and are dropped."""
+    Here all waves lie in one row. The slot of a wave is its part of the row: the wave, padded with
+    zeros to a multiple of HOP. HOP is the stride of all convolutions together, so a slot of k hops
+    gives k frames. The first of them are the frames of the wave alone. The last ones also depend on
+    the padding or the next slot, and are dropped."""
     slots = [-(-len(wave) // HOP) for wave in waves]  # in hops, rounded up
     padded = [F.pad(wave, (0, slot * HOP - len(wave))) for wave, slot in zip(waves, slots)]
-    # At least one hop of zeros follows the last wave: its last frames reach beyond its slot.
-    end = ROW_HOPS - sum(slots) % ROW_HOPS
-    x = F.pad(torch.cat(padded), (0, HOP * end))[None, None]  # (1, 1, samples of the row)
+    # A row of H hops gives H - 1 frames, because a frame covers more than one hop. With at least
+    # one extra hop, the row has sum(slots) frames or more.
+    extra_hops = ROW_HOPS - sum(slots) % ROW_HOPS
+    x = F.pad(torch.cat(padded), (0, HOP * extra_hops))[None, None]  # (1, 1, samples of the row)
     for block in blocks:
         if isinstance(block.layer_norm, nn.GroupNorm):
             x = F.gelu(_normalize_slots(block, block.conv(x), waves, slots))
@@ -51,77 +57,88 @@ def convolve_row(blocks: nn.ModuleList, waves: list[Tensor], frames: list[int]) 
 
 
 def _normalize_slots(block: nn.Module, x: Tensor, waves: list[Tensor], slots: list[int]) -> Tensor:
-    """GroupNorm of the first block, x (1, C, T): statistics over each wave's own frames only."""
+    """GroupNorm of the first block for a row x (1, C, frames of its convolution).
+
+    The statistics of a slot come from the frames of its wave only. The other frames become 0."""
     kernel, stride = block.conv.kernel_size[0], block.conv.stride[0]
     lengths = [slot * HOP // stride for slot in slots]
     pieces = x.split([*lengths, x.shape[2] - sum(lengths)], dim=2)
     normalized = []
     for piece, wave in zip(pieces, waves):
-        own = (len(wave) - kernel) // stride + 1
-        normalized.append(F.pad(block.layer_norm(piece[:, :, :own]), (0, piece.shape[2] - own)))
+        own_frames = (len(wave) - kernel) // stride + 1
+        own = block.layer_norm(piece[:, :, :own_frames])
+        normalized.append(F.pad(own, (0, piece.shape[2] - own_frames)))
     return torch.cat([*normalized, pieces[-1]], dim=2)
 
 
-def _first_of_each(row: Tensor, slots: list[int], frames: list[int]) -> Tensor:
-    """The row (sum of slots or more, D) without what follows the first frames of each slot."""
+def _first_of_each(row: Tensor, slots: list[int], counts: list[int]) -> Tensor:
+    """The first `count` rows of each slot, concatenated; row (sum of slots or more, D)."""
     pieces = row[: sum(slots)].split(slots)
-    return torch.cat([piece[:T] for piece, T in zip(pieces, frames)])
+    return torch.cat([piece[:count] for piece, count in zip(pieces, counts)])
 
 
 def convolve_by_fourier(convolution: nn.Conv1d, x: Tensor, frames: list[int]) -> Tensor:
     """The positional convolution of each utterance, (M, D) -> (M, D), at a tenth of the cost.
 
-    Plain formula, for one utterance x (T, D): convolution(x.T)[:, :T].T
+    Plain formula, for one utterance x (T, D): convolution(x.T)[:, :T].T. With a kernel of even
+    size the convolution gives T + 1 frames, and [:, :T] drops the last one.
 
-    All utterances lie in one row, with K / 2 zeros after each: a kernel sees one utterance only.
-    Directly, each output needs a product for each of its I inputs at each of its K = 128 frames. In
-    the frequency domain a convolution over time is one complex product per frequency and input.
+    All utterances lie in one row, with K // 2 zeros after each, so a kernel sees one utterance
+    only. A direct convolution takes a product for each output, each of its I inputs and each of
+    the K (Base: 128) frames of the kernel. In the frequency domain it is one complex product per
+    output, input and frequency.
 
-    A transform of length 2 K convolves in a circle. The kernel fits into 2 K - K + 1 = K + 1 places
-    without wrapping around. So pieces of 2 K frames start K + 1 apart (they overlap), and the first
-    K + 1 results of each piece are kept.
+    The method is overlap-save. The row is cut into pieces of 2 K frames that start K + 1 frames
+    apart. A Fourier transform of length 2 K convolves each piece in a circle: its first
+    2 K - K + 1 = K + 1 results are right, and the others wrap around and are dropped.
     n pieces, G groups of I = O = D / G channels, K + 1 frequencies."""
     weight, groups, dtype = convolution.weight, convolution.groups, x.dtype
     _, I, K = weight.shape
     gap = K // 2
     row = torch.cat([F.pad(one, (0, 0, 0, gap)) for one in x.split(frames)])
-    T, D = row.shape
-    n = -(-T // (K + 1))
+    row_length, D = row.shape
+    n = -(-row_length // (K + 1))
     row = row.to(weight.dtype)  # there is no Fourier transform of bfloat16
-    row = F.pad(row, (0, 0, K // 2, n * (K + 1) + K - 1 - K // 2 - T))
+    # n pieces of 2 K frames, K + 1 apart, need (n - 1) (K + 1) + 2 K frames in total.
+    end = (n - 1) * (K + 1) + 2 * K - gap - row_length
+    row = F.pad(row, (0, 0, gap, end))
     pieces = torch.fft.rfft(row.unfold(0, 2 * K, K + 1)).view(n, groups, I, -1)  # (n, G, I, K + 1)
     kernels = torch.fft.rfft(weight, 2 * K).view(groups, I, I, -1)  # (G, O, I, K + 1)
-    # The conjugate: Conv1d correlates, it does not mirror its kernels.
+    # Conv1d computes a cross-correlation, which is a product with the conjugate spectrum.
     product = torch.einsum("ngif,goif->ngof", pieces, kernels.conj())
     result = torch.fft.irfft(product, 2 * K)[..., : K + 1].movedim(3, 1)  # (n, K + 1, G, O)
-    row = (result.reshape(-1, D)[:T] + convolution.bias).to(dtype)
+    row = (result.reshape(-1, D)[:row_length] + convolution.bias).to(dtype)
     return _first_of_each(row, [T + gap for T in frames], frames)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float) -> Tensor:
-    """softmax(queries keys^T / sqrt(d)) values, with dropout on the softmax; (1, heads, T, d) each.
+    """softmax(queries keys^T / sqrt(d)) values, with dropout on the softmax.
+
+    The three arguments and the result are (1, heads, T, d) each.
 
     Plain formula: F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
 
-    With dropout on a CPU this takes half the time: `drop` draws fewer random bits, and long
-    utterances go head by head, because all attention weights together do not fit into the cache."""
+    With dropout on a CPU this takes half the time, because `drop` draws fewer random bits."""
     if dropout == 0 or queries.is_cuda:
         return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
     _, heads, T, d = queries.shape
-    together = heads if T < 700 else 1
-    parts = [x[0].split(together) for x in (queries * d**-0.5, keys, values)]
-    mixed = []
+    # The attention weights of 700 frames (14 s) and 12 heads take 24 MB. For longer utterances one
+    # head at a time was up to twice as fast on our CPU, because its weights stay in the cache.
+    heads_per_part = heads if T < 700 else 1
+    parts = [x[0].split(heads_per_part) for x in (queries * d**-0.5, keys, values)]
+    attended = []
     for query, key, value in zip(*parts):
-        weights = (query @ key.transpose(1, 2)).softmax(-1)  # (heads, T, T)
-        mixed.append(drop(weights, dropout) @ value)
-    return torch.cat(mixed)[None]
+        weights = (query @ key.transpose(1, 2)).softmax(-1)  # (heads_per_part, T, T)
+        attended.append(drop(weights, dropout) @ value)
+    return torch.cat(attended)[None]
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """Dropout from 16 random bits per number; PyTorch draws 64 of them on a CPU.
+    """Dropout from 16 random bits per element; PyTorch draws 64 of them on a CPU.
 
-    Plain formula: F.dropout(x, p)"""
+    Plain formula: F.dropout(x, p), with the probability rounded to a multiple of 2**-16."""
     numbers = torch.randint(-(2**63), 2**63 - 1, (x.numel() // 4 + 1,))
+    # Each int64 has the bits of four int16, which are uniform in [-2**15, 2**15).
     bits = numbers.view(torch.int16)[: x.numel()].view(x.shape)
     return (x * (bits >= round(p * 2**16) - 2**15)).div_(1 - p)
 

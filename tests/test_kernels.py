@@ -1,4 +1,4 @@
-"""The faster equals in engine/kernels.py against the plain operations of PyTorch."""
+"""The faster implementations in engine/kernels.py against the plain operations of PyTorch."""
 
 import pytest
 import torch

@@ -17,8 +17,8 @@ from batches import Batch
 from engine import kernels
 from heads import BLSTMCTCHead, DiarizationHead, XVectorHead
 from model import (
-    NO_NORMALIZATION,
     TINY,
+    WAVEFORM_DEFAULTS,
     FrozenBatch,
     Hubert,
     LayerSum,
@@ -34,7 +34,7 @@ from model import (
 
 def torchaudio_states(hubert, wave):
     """The states of one utterance from torchaudio's own network with these weights: (L+1, T, D)."""
-    config = {key: value for key, value in hubert.config.items() if key not in NO_NORMALIZATION}
+    config = {key: value for key, value in hubert.config.items() if key not in WAVEFORM_DEFAULTS}
     with torch.random.fork_rng(devices=[]):
         network = torchaudio.models.wav2vec2_model(**config, aux_num_out=None)
     network.load_state_dict(hubert.state_dict())
@@ -129,7 +129,7 @@ def test_a_waveform_is_normalised_over_its_own_samples():
 
 
 def test_a_configuration_from_before_normalisation_means_none():
-    old = {key: value for key, value in TINY.items() if key not in NO_NORMALIZATION}
+    old = {key: value for key, value in TINY.items() if key not in WAVEFORM_DEFAULTS}
     hubert, (wave,) = random_encoder(old), speech(3_000)
     assert hubert.config == TINY
     assert torch.equal(alone(hubert, wave), alone(random_encoder(TINY), wave))
@@ -260,7 +260,7 @@ def test_a_random_encoder_is_always_the_same_and_leaves_the_random_numbers_alone
 
 
 def test_random_weights_are_torchaudios():
-    config = {key: value for key, value in TINY.items() if key not in NO_NORMALIZATION}
+    config = {key: value for key, value in TINY.items() if key not in WAVEFORM_DEFAULTS}
     torch.manual_seed(3)
     expected = torchaudio.models.wav2vec2_model(**config, aux_num_out=None).state_dict()
     after = torch.rand(1)
@@ -274,7 +274,7 @@ def test_the_digest_of_an_encoder_depends_on_its_weights_and_its_configuration_a
     hubert = random_encoder(TINY)
     digest = encoder_digest(hubert)
     assert digest == encoder_digest(random_encoder(TINY).train().requires_grad_(False))
-    old = {key: value for key, value in TINY.items() if key not in NO_NORMALIZATION}
+    old = {key: value for key, value in TINY.items() if key not in WAVEFORM_DEFAULTS}
     assert digest == encoder_digest(
         random_encoder(
             old
@@ -426,7 +426,7 @@ class StubHead(nn.Module):
     def predict(self, features, frames):
         return self.outputs(features, frames).tolist()
 
-    def loss_weight(self, targets):
+    def num_loss_terms(self, targets):
         return len(targets)
 
 

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from engine import pretrained
 from engine.runs import RunError, load_checkpoint
-from model import BASE, NO_NORMALIZATION, TINY, EncoderError, load_encoder, random_encoder
+from model import BASE, TINY, WAVEFORM_DEFAULTS, EncoderError, load_encoder, random_encoder
 
 
 def same(one, other):
@@ -172,7 +172,7 @@ def test_no_network_is_one_sentence(monkeypatch):
 def test_base_has_the_parameters_of_torchaudios_bundle():
     bundle = dict(torchaudio.pipelines.HUBERT_BASE._params)
     del bundle["aux_num_out"]
-    assert BASE == bundle | {"encoder_layer_drop": 0.0} | NO_NORMALIZATION
+    assert BASE == bundle | {"encoder_layer_drop": 0.0} | WAVEFORM_DEFAULTS
 
 
 class Malice:
