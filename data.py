@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from corpus import Corpus, Utterance, load_audio  # noqa: F401 (for importers of data)
+from corpus import Corpus, Utterance, load_audio
 from engine.files import (check, data_folder, find_path, list_unread, printable, read_lines,
                           read_rttm)
 from engine.launch import friendly_errors
-from engine.measure import corpus_digest, measure_corpus  # noqa: F401 (as above)
+from engine.measure import corpus_digest, measure_corpus
 from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, KEYWORDS, LABEL_HOP, PHONEMES, PR_SYMBOLS,
                    RECEPTIVE_FIELD, SAMPLE_RATE, SF_SYMBOLS, SPEAKERS, VOICES, decode_slots,
                    diarization_labels, encode, keyword_split, slot_tokens)

@@ -1,7 +1,7 @@
 """Where a user's files meet the readers: folders in another place, other suffixes, odd names,
 damaged files. Each sentence names its own cause."""
 
-# ruff: noqa: F401 (fixtures are imported)
+
 import json
 import os
 import re

@@ -1,6 +1,6 @@
 """The digest of a corpus: what decides a result changes it, and nothing else does."""
 
-# ruff: noqa: F401 (fixtures are imported)
+
 import os
 import shutil
 

@@ -1,6 +1,6 @@
 """Own data in tables: one corpus per task from a few lines of text, and wrong lines are named."""
 
-# ruff: noqa: F401, F811 (fixtures are imported)
+
 import pickle
 import re
 import unicodedata
