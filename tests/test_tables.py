@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from conftest import result
-from test_data import copy, doctor, pristine
+from test_data import copy, doctor, pristine  # noqa: F401 (fixtures)
 
 from batches import collate
 from corpus import load_audio
