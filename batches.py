@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from data import SAMPLE_RATE, Corpus, load_audio
+from corpus import Corpus, load_audio
+from rules import SAMPLE_RATE
 
 WINDOW_BATCHES = 50  # batches in a window, within which utterances are sorted by length
 
@@ -36,23 +37,25 @@ class Stream:
     """Endless training batches of one corpus.
 
     They depend on (seed, step) alone, so an interrupted run can be resumed. When a corpus ends, it
-    starts again in a new order, if need be in the middle of a batch. Other tasks are not affected.
+    starts again in a new order, also in the middle of a batch. Other tasks are not affected.
     With `frozen` (engine.frozen.FrozenFeatures), batches hold cached states instead of audio.
     """
 
     def __init__(self, corpus: Corpus, batch_size: int, seed: int = 0, frozen=None):
         self.corpus, self.batch_size, self.seed, self.frozen = corpus, batch_size, seed, frozen
         self.lengths = np.array(corpus.lengths)
-        self.chances = None  # of each utterance of a balanced corpus: classes are equally likely
+        self.probabilities = None  # of each utterance, in a balanced corpus
         if corpus.balanced:
             counts = Counter(u.target for u in corpus.utterances)
-            self.chances = [1 / counts[u.target] / len(counts) for u in corpus.utterances]
+            self.probabilities = [1 / counts[u.target] / len(counts) for u in corpus.utterances]
         self._epoch, self._order = -1, np.array([])  # the epoch that was drawn from last
 
-    def draws(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
-        """The draws of a step, or process `rank`'s part where `world` processes share a batch."""
+    def draws(self, step: int, rank: int = 0, world_size: int = 1) -> list[tuple[int, int]]:
+        """The draws of a step, or the part of process `rank` of the `world_size` that share it."""
+        first_number = step * self.batch_size
+        end_number = first_number + self.batch_size
         draws = []
-        for number in range(step * self.batch_size + rank, (step + 1) * self.batch_size, world):
+        for number in range(first_number + rank, end_number, world_size):
             epoch, position = divmod(number, len(self.lengths))
             if epoch != self._epoch:
                 self._epoch, self._order = epoch, self.epoch_order(epoch)
@@ -62,8 +65,8 @@ class Stream:
     def epoch_order(self, epoch: int) -> np.ndarray:
         """The utterances of an epoch in random order, in batches of similar lengths.
 
-        Similar lengths need little padding. Each utterance occurs once. Only in a balanced corpus
-        they are drawn with replacement.
+        Similar lengths need little padding. Each utterance occurs once. In a balanced corpus
+        utterances are drawn with replacement, classes equally often.
 
         Example: five utterances of task PR, seed 13, batch size 2. Utterance k lasts k + 1 seconds.
             epoch 0   permuted   1 3 4 2 0
@@ -77,12 +80,14 @@ class Stream:
         rng = np.random.default_rng([self.seed, epoch, *self.corpus.task.encode()])
         total, size = len(self.lengths), self.batch_size
         if self.corpus.balanced:
-            order = rng.choice(total, total, p=self.chances)
+            order = rng.choice(total, total, p=self.probabilities)
         else:
             order = rng.permutation(total)
 
-        # The first utterances complete the last batch of the epoch before, so they stay first.
-        borrowed = min(-epoch * total % size, total)
+        # The last batch of the previous epoch may be incomplete: it has `used` utterances. The
+        # first utterances of this epoch complete it, so they stay first.
+        used = epoch * total % size
+        borrowed = min((size - used) % size, total)
         # Sorting within windows, not the whole epoch, leaves the composition of batches random.
         parts = [order[:borrowed]]
         for start in range(borrowed, total, WINDOW_BATCHES * size):
@@ -117,17 +122,17 @@ def collate(corpus: Corpus, draws: list[tuple[int, int | None]], seed: int = 0) 
 
 @dataclass
 class Steps:
-    """The training data as a DataLoader indexes them: steps[k] is {task: Batch or FrozenBatch}."""
+    """A map-style dataset for a DataLoader: steps[k] is {task: Batch or FrozenBatch} of step k."""
 
     streams: dict[str, Stream]
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     def __getitem__(self, step: int) -> dict[str, Batch]:
-        """The batch of every task, as process `rank` of `world` reads it."""
+        """The batch of every task, as process `rank` of `world_size` reads it."""
         batches = {}
         for task, stream in self.streams.items():
-            draws = stream.draws(step, self.rank, self.world)
+            draws = stream.draws(step, self.rank, self.world_size)
             if stream.frozen:
                 batches[task] = stream.frozen.batch(draws)
             else:
@@ -135,21 +140,22 @@ class Steps:
         return batches
 
 
-def in_chunks(
+def length_sorted_batches(
     corpus: Corpus, draws: list[tuple[int, int | None]], seconds: float
 ) -> list[list[tuple[int, int | None]]]:
-    """Splits draws into batches of similar length, short ones first.
+    """Splits draws into batches of similar length, short utterances first.
 
     A batch holds at most `seconds` of audio with its padding, or a single longer utterance.
     """
     lengths = corpus.lengths
-    chunks = [[]]
+    batches = [[]]
     for draw in sorted(draws, key=lambda draw: lengths[draw[0]]):
-        padded = (len(chunks[-1]) + 1) * lengths[draw[0]]  # samples, as this one is the longest
-        if chunks[-1] and padded > seconds * SAMPLE_RATE:
-            chunks.append([])
-        chunks[-1].append(draw)
-    return chunks
+        length = lengths[draw[0]]  # the longest so far: the batch is padded to it
+        padded_samples = (len(batches[-1]) + 1) * length
+        if batches[-1] and padded_samples > seconds * SAMPLE_RATE:
+            batches.append([])
+        batches[-1].append(draw)
+    return batches
 
 
 def load_ahead(
@@ -163,6 +169,7 @@ def load_ahead(
 
     With `sampler` the items are items[k] for each k of the sampler.
     """
+    # With batch_size=None the DataLoader makes no batches: collate_fn gets one item at a time.
     return DataLoader(
         items,
         batch_size=None,

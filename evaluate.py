@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from batches import collate, in_chunks, load_ahead
+from batches import collate, length_sorted_batches, load_ahead
 from corpus import Corpus
 from engine.frozen import ENCODING_SECONDS, FrozenFeatures
 from engine.launch import friendly_errors, progress, say
@@ -43,7 +43,7 @@ def predict_and_score(model: MultiTask, corpora: dict[str, Corpus],
             batches = features[name].all_batches()
         else:
             everything = [(i, None) for i in range(len(corpus.utterances))]
-            chunks = in_chunks(corpus, everything, ENCODING_SECONDS)
+            chunks = length_sorted_batches(corpus, everything, ENCODING_SECONDS)
             loader = load_ahead(chunks[::-1], workers, functools.partial(collate, corpus))
             batches = progress(loader, f"{name}: predicting", unit="batch", leave=False,
                                disable=quiet, delay=1)

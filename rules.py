@@ -32,6 +32,7 @@ ASR_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"]
 SF_SYMBOLS = ["<pad>", "<eos>", "<unk>", " ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]  # + two tags per slot
 KEYWORDS = "yes no up down left right on off stop go _unknown_ _silence_".split()
 SPEAKERS = [f"id{number}" for number in range(10_001, 11_252)]
+TEST_SPEAKERS = SPEAKERS[269:309]  # ASV: id10270 to id10309, in VoxCeleb's list of test trials
 EMOTIONS = ["neu", "hap", "ang", "sad"]
 VOICES = {"train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
           "dev": ("Aditi", "Amy", "Geraint", "Nicole"),
@@ -124,6 +125,38 @@ def slot_tokens(words: list[str], slots: list[str]) -> list[str]:
             tokens.append(f" E-{slot}")
         tokens.append("<eos>" if i == last else " ")
     return tokens
+
+
+def word_characters(words: list[str]) -> list[str]:
+    """The characters of each word, and a | after it."""
+    characters = []
+    for word in words:
+        characters += [*word, "|"]
+    return characters
+
+
+def make_trials(recordings: list[list[str]]) -> list[tuple[int, str, str]]:
+    """Dev trials of the first 40 training speakers: each with itself and with the next speaker."""
+    # DIFFERS: the released code draws 20,000 random pairs. In both, these recordings also train.
+    trials = []
+    for own, following in zip(recordings[:40], recordings[1:]):
+        half = len(own) // 2
+        for k in range(min(10, len(own) - half, len(following))):
+            if half > 0:  # a single recording has no partner of its speaker
+                trials.append((1, own[k], own[half + k]))
+            trials.append((0, own[k], following[k]))
+    return trials
+
+
+def clip_turns(turns: list, start: float, end: float) -> list:
+    """Turns between two times in seconds: cut there, and counted from `start`.
+
+    A turn is [speaker, start, end]. `end` may be float("inf")."""
+    clipped = []
+    for speaker, turn_start, turn_end in turns:
+        if turn_start < end and turn_end > start:
+            clipped.append([speaker, max(turn_start - start, 0.0), min(turn_end, end) - start])
+    return clipped
 
 
 def diarization_labels(turns: list, samples: int, columns: int = 2) -> np.ndarray:

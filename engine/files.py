@@ -45,7 +45,7 @@ def data_folder(task: str, root) -> Path:
     return root
 
 
-def find_path(task: str, folder: Path, names: tuple[str, ...], advice: str) -> Path:
+def existing_path(task: str, folder: Path, names: tuple[str, ...], advice: str) -> Path:
     """The first of the paths folder/name that exists. DataError says what lies there instead."""
     for name in names:
         if os.path.exists(folder / name):

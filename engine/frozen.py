@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from batches import collate, in_chunks, load_ahead
+from batches import collate, length_sorted_batches, load_ahead
 from corpus import Corpus
 from engine.launch import progress
 from engine.measure import audio_digests
@@ -37,10 +37,10 @@ BATCH_SECONDS = 200  # of padded features that a head reads together in an evalu
 class FrozenFeatures:
     """The cached hidden states of a corpus, in a memory-mapped file made by `cache_states`.
 
-    A classifier head is affine up to its mean over time, and so is the weighted sum of states. The
-    mean may therefore come first: (S, D) numbers per crop are an exact cache (`pooled`, with T = 1)
-    up to rounding. Other heads need all frames: CTC has a loss over frames, LSTMs and ReLUs stand
-    before any mean.
+    Pooled features: up to its mean over time, a classifier head consists of linear maps. Mean over
+    time and linear maps commute, so the mean of each hidden state is enough: (S, D) numbers per
+    crop (`pooled`, T = 1), exact up to rounding. Other heads need all frames: CTC has a loss over
+    frames, and other heads have LSTMs or ReLUs before the mean.
 
     Raises OSError, ValueError, KeyError or TypeError if the file or its index is damaged.
     """
@@ -49,11 +49,12 @@ class FrozenFeatures:
         index = json.loads(path.with_suffix(".json").read_text())
         self.corpus, self.path, self.pooled = corpus, path, index["pooled"]
         self.S, self.D = index["states"], index["dim"]
-        self.first_crop = [0, *itertools.accumulate(counts)]  # of each utterance; then the total
+        # The number of the first crop of each utterance, then the total of crops.
+        self.first_crop = [0, *itertools.accumulate(counts)]
         self.frames = torch.tensor(index["frames"])  # (crops,)
         self.checksums = index["crc32"]  # of each crop
         self.checked = bytearray(len(self.checksums))  # 1: this crop was read before
-        order = torch.tensor(index["order"])  # the crops as they lie in the file
+        order = torch.tensor(index["order"])  # the numbers of the crops in the order of the file
         if not order.sort().values.equal(torch.arange(self.first_crop[-1])) or not (
                 len(order) == len(self.frames) == len(self.checksums)):
             raise ValueError(f"{path} does not fit its corpus")
@@ -124,7 +125,7 @@ def caches_means(head, augment: bool) -> bool:
 def crop_counts(corpus: Corpus, training: bool) -> list[int]:
     """The number of cached crops of each utterance.
 
-    A training recording has as many random crops as crop lengths fit into it, at most MAX_CROPS.
+    A training utterance of n crop lengths has n random crops, at most MAX_CROPS.
     """
     # DIFFERS: the released code draws a new crop each time, and so runs the encoder each time.
     if not (training and corpus.crop):
@@ -159,7 +160,7 @@ def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, 
     with locked(path):
         try:
             return FrozenFeatures(corpus, counts, path)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # not there, or damaged
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # missing or damaged
             split = "train" if training else "dev/test"
             title = f"{corpus.task}: encoding {split} once, {gigabytes:.2f} GB"
             _write_states(encoder, corpus, counts, training, pooled, path, seed, workers, title,
@@ -193,14 +194,14 @@ def _write_states(encoder: Hubert, corpus: Corpus, counts: list[int], training: 
             draws.append((i, i * MAX_CROPS + crop if training else None))
     crop_of = {draw: crop for crop, draw in enumerate(draws)}
     frames, checksums, order = [0] * len(draws), [0] * len(draws), []
-    chunks = in_chunks(corpus, draws, ENCODING_SECONDS)
-    loader = load_ahead(chunks, workers, functools.partial(collate, corpus, seed=seed))
+    batches = length_sorted_batches(corpus, draws, ENCODING_SECONDS)
+    loader = load_ahead(batches, workers, functools.partial(collate, corpus, seed=seed))
     bar = progress(loader, title, unit="batch", leave=False, disable=quiet, delay=1)
     with atomic_file(path) as file:
-        for chunk, batch in zip(chunks, bar):
+        for batch_draws, batch in zip(batches, bar):
             waves = [wave[:n].to(device) for wave, n in zip(batch.waves, batch.lengths.tolist())]
             states, sizes = encoder.encode(waves)  # (S, frames of all utterances, D)
-            for draw, own in zip(chunk, states.split(sizes, dim=1)):  # (S, T, D)
+            for draw, own in zip(batch_draws, states.split(sizes, dim=1)):  # (S, T, D)
                 if pooled:
                     own = own.mean(1, keepdim=True)  # (S, 1, D)
                 numbers = own.cpu().contiguous().numpy().tobytes()

@@ -176,12 +176,12 @@ def recall_digest(path: str, whole: bool, memory: FileMemory) -> str:
     key = file_key(f"{DIGEST_RULE}, whole {whole}", path)
     if key not in PROCESS_DIGESTS:
         if key not in memory.facts:
-            memory.store(key, file_digest(path, whole))
+            memory.store(key, audio_file_digest(path, whole))
         PROCESS_DIGESTS[key] = memory.facts[key]
     return PROCESS_DIGESTS[key]
 
 
-def file_digest(path: str, whole: bool) -> str:
+def audio_file_digest(path: str, whole: bool) -> str:
     """A digest of a file's size and of its bytes, or of its first, middle and last 4 KiB."""
     digest, size = hashlib.blake2b(digest_size=16), os.path.getsize(path)
     digest.update(f"{size} ".encode())

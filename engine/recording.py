@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from data import Corpus, Utterance, load_audio
+from corpus import Corpus, Utterance, load_audio
 from engine.audio import REPLACE
 from engine.files import DataError, check
 from engine.launch import progress

@@ -9,8 +9,8 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from batches import Steps, Stream, collate, in_chunks
-from data import Corpus, Utterance
+from batches import Steps, Stream, collate, length_sorted_batches
+from corpus import Corpus, Utterance
 from tasks import TASKS
 
 
@@ -80,8 +80,9 @@ def test_balanced_draws_are_balanced():
     utterances = [
         Utterance(str(k), "", min(k // 11, 2), None, 100) for k in range(34)
     ]  # 11, 11 and 12 of a class
-    chances = Stream(Corpus("KS", utterances, ["a", "b", "c"], balanced=True), 8).chances
-    assert [sum(chances[:11]), sum(chances[11:22]), sum(chances[22:])] == pytest.approx([1 / 3] * 3)
+    stream = Stream(Corpus("KS", utterances, ["a", "b", "c"], balanced=True), 8)
+    classes = (slice(0, 11), slice(11, 22), slice(22, None))
+    assert [sum(stream.probabilities[k]) for k in classes] == pytest.approx([1 / 3] * 3)
 
 
 def test_batches_hold_similar_lengths_in_random_order():
@@ -98,7 +99,7 @@ def test_chunks_hold_each_draw_once_and_little_audio():
     lengths = np.random.default_rng(0).integers(8_000, 30 * 16_000, 100).tolist() + [100 * 16_000]
     corpus = corpus_of(101, lengths)
     draws = [(i, None) for i in range(101)]
-    chunks = in_chunks(corpus, draws, seconds=60)
+    chunks = length_sorted_batches(corpus, draws, seconds=60)
     assert sorted(sum(chunks, [])) == draws and chunks[-1] == [(100, None)]
     for chunk in chunks[:-1]:
         assert len(chunk) * max(lengths[i] for i, _ in chunk) <= 60 * 16_000
@@ -107,7 +108,7 @@ def test_chunks_hold_each_draw_once_and_little_audio():
 def test_batches_from_workers_are_those_of_this_process(root):
     tasks = ("KS", "SID", "SD", "IC", "PR")
     streams = {task: Stream(TASKS[task].read(str(root), "train"), 4, seed=4) for task in tasks}
-    steps = Steps(streams, rank=1, world=2)
+    steps = Steps(streams, rank=1, world_size=2)
     loader = DataLoader(steps, batch_size=None, sampler=range(3, 6), num_workers=1)
     for step, batches in zip(range(3, 6), loader):
         for task, batch in steps[step].items():

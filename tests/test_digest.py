@@ -11,8 +11,8 @@ from test_data import AUDIO, READERS, copy, pristine  # noqa: F401 (fixtures)
 
 import data
 import engine.measure
-from data import corpus_digest
 from engine.files import DataError
+from engine.measure import corpus_digest
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_a_file_is_read_once_per_process_and_once_with_a_cache(copy, tmp_path, m
         read.append(path)
         return "0"
 
-    monkeypatch.setattr(engine.measure, "file_digest", counting)
+    monkeypatch.setattr(engine.measure, "audio_file_digest", counting)
     pr, asr = data.read_pr(copy, "train"), data.read_asr(copy, "train")
     assert corpus_digest(pr, tmp_path) == corpus_digest(pr, tmp_path)
     corpus_digest(asr, tmp_path)  # of the same recordings, and one more

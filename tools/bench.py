@@ -20,12 +20,13 @@ from pathlib import Path
 import soundfile
 import torch
 
-from batches import Batch, Steps, Stream, collate, in_chunks
-from data import SAMPLE_RATE, Corpus, Utterance, load_audio
+from batches import Batch, Steps, Stream, collate, length_sorted_batches
+from corpus import Corpus, Utterance, load_audio
 from engine.frozen import ENCODING_SECONDS, cache_states
 from engine.kernels import keep_memory
 from engine.launch import friendly_errors
 from model import BASE, TINY, MultiTask, frame_count, random_encoder
+from rules import SAMPLE_RATE
 from tasks import TASKS
 from tools.dryrun import memory_gigabytes
 
@@ -164,7 +165,9 @@ def reading(bench: Bench, corpus: Corpus) -> dict:
 def encoding(bench: Bench, corpus: Corpus, precision: str) -> dict:
     """The forward pass of the encoder over a corpus."""
     draws = [(i, None) for i in range(len(corpus.utterances))]
-    batches = [collate(corpus, chunk) for chunk in in_chunks(corpus, draws, ENCODING_SECONDS)]
+    batches = []
+    for batch_draws in length_sorted_batches(corpus, draws, ENCODING_SECONDS):
+        batches.append(collate(corpus, batch_draws))
 
     def encode() -> None:
         for batch in batches:

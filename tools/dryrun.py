@@ -15,13 +15,14 @@ from resource import RUSAGE_SELF, getrusage
 import torch
 
 from batches import Batch, Steps, Stream
-from data import SAMPLE_RATE, Corpus
+from corpus import Corpus
 from engine.frozen import cache_gigabytes, caches_means
 from engine.kernels import keep_memory
 from engine.launch import progress
 from model import FrozenBatch, MultiTask, load_encoder
 from options import Options, default_jobs
 from results import print_table
+from rules import SAMPLE_RATE
 from scenarios import (
     Inputs,
     Run,

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from data import Corpus, load_audio
+from corpus import Corpus, load_audio
 from engine.launch import friendly_errors
 from engine.runs import atomic_file
 from rules import SAMPLE_RATE, diarization_labels
