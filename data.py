@@ -6,7 +6,7 @@
 
 Every reader turns the files of one dataset into a `Corpus` of `Utterance`s (corpus.py). Splits and
 labels are SUPERB's, as the released s3prl code makes them (rules.py). A reader passes `skip_broken`
-and `cache` to `engine.measure.measure_corpus`.
+and `cache` to `engine.measure.measure_corpus`, and raises DataError if something is wrong.
 """
 import csv
 import os
@@ -41,7 +41,7 @@ USE_A_TABLE = "list words of your own in DIR/KS.tsv: path<tab>split<tab>label (t
 
 
 def require_path(task: str, folder, *names: str) -> Path:
-    """The first of the paths folder/name that exists. Raises DataError, with advice, if none."""
+    """The first of the paths folder/name that exists. Raises DataError if there is none."""
     return existing_path(task, folder, names, HOW_TO_GET[task])
 
 

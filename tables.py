@@ -24,7 +24,7 @@ from corpus import Corpus, Utterance
 from data import cut_recordings, keep_trials
 from engine.files import UNKNOWN_SYMBOL, check, data_folder, read_rttm, read_text
 from engine.measure import measure_corpus
-from rules import GAIN, SAMPLE_RATE, encode
+from rules import GAIN, SAMPLE_RATE, clip_turns, encode, word_characters
 
 FORMS = {"KS": "path split label", "SID": "path split label", "ER": "path split label",
          "IC": "path split slot slot", "ASR": "path split text", "PR": "path split phonemes",
@@ -41,34 +41,37 @@ class Row:
     task: str
     file: Path
     number: int        # of the line
-    form: str          # what a line should look like
+    form: str          # the names of the expected columns
     header: list[str]
     cells: list[str]
 
     def __getitem__(self, column: str) -> str:
-        """A cell; "" if it is missing. Letters such as ä have one spelling, but for files."""
+        """A cell; "" if it is missing.
+
+        Cells are NFC-normalised, so ä has one encoding. Paths are not."""
         if column not in self.header[:len(self.cells)]:
             return ""
         cell = self.cells[self.header.index(column)]
         return cell if column in ("path", "rttm") else unicodedata.normalize("NFC", cell)
 
     def check(self, ok, problem: str) -> None:
-        """DataError that names the line, unless ok."""
+        """Raises DataError, with the number of the line, unless `ok`."""
         form = self.form.replace(" ", "<tab>")
-        check(ok, f"{self.task}: line {self.number} {problem} in {self.file}; "
-              f"it should read: {form}")
+        check(ok, f"{self.task}: line {self.number}: {problem} ({self.file}); expected: {form}")
 
     def samples(self, column: str) -> int | None:
         """The cell start or stop in samples; None if it is empty."""
         text = self[column]
-        number = re.fullmatch(r"\d{1,6}(\.\d*)?", text)
-        self.check(number or not text, f"has the {column} {text}, which is no number of seconds,")
-        return round(float(text) * SAMPLE_RATE) if text else None
+        if not text:
+            return None
+        is_number = re.fullmatch(r"\d{1,6}(\.\d*)?", text)
+        self.check(is_number, f"the {column} {text} is not a number of seconds")
+        return round(float(text) * SAMPLE_RATE)
 
     def utterance(self, root: Path, target=None, reference=None) -> Utterance:
         """The utterance of this line; its length is measured later."""
         start, stop = self.samples("start") or 0, self.samples("stop")
-        self.check(stop is None or start < stop, "stops before it starts")
+        self.check(stop is None or start < stop, "the stop is not after the start")
         name = f"{self['path']}@{start}" if start else self["path"]
         return Utterance(name, str(root / self["path"]), target, reference, start=start, stop=stop)
 
@@ -79,7 +82,7 @@ def has_table(task: str, root) -> bool:
 
 
 def read_table(task: str, root, split: str, skip_broken=False, cache: Path | None = None) -> Corpus:
-    """One split of the table of a task. DataError names the line that is wrong.
+    """One split of the table of a task. Raises DataError if a line is wrong.
 
     `skip_broken` and `cache` are those of `engine.measure.measure_corpus`."""
     root = data_folder(task, root)
@@ -88,11 +91,13 @@ def read_table(task: str, root, split: str, skip_broken=False, cache: Path | Non
     train = [row for row in rows if row["split"] == "train"]
     own = [row for row in rows if row["split"] == split]
     check(train and own, f"{task}: no line for {split if train else 'train'} in {file}; add some")
-    first = {}
+    row_of_id = {}
     for row in own:
         check_path(row, "path", root, skip_broken)
-        same = first.setdefault(row.utterance(root).id, row)
-        row.check(same is row, f"repeats line {same.number}")
+        name = row.utterance(root).id
+        if name in row_of_id:
+            row.check(False, f"the same part of a file is in line {row_of_id[name].number}")
+        row_of_id[name] = row
     turns, ctc = {}, task in RESERVED and split == "train"
     if task in RESERVED:
         corpus = text_corpus(task, train, own, root)
@@ -106,34 +111,35 @@ def read_table(task: str, root, split: str, skip_broken=False, cache: Path | Non
     if task == "SD":
         return cut_recordings(corpus, turns, split, file)
     if task == "ASV" and split != "train":
-        trials = read_table_trials(root, split, first)
+        trials = read_table_trials(root, split, known_paths=set(row_of_id))
         return keep_trials(corpus, trials, split, root / "ASV.trials.tsv")
     return corpus
 
 
 def read_rows(task: str, file: Path, form: str) -> list[Row]:
-    """The lines of a table below its header. DataError unless each has what `form` demands."""
+    """The lines of a table below its header. Raises DataError if a column of `form` is missing."""
     lines = []
     for number, line in enumerate(read_text(task, file, form).splitlines(), 1):
         if line.strip():
             lines.append((number, [cell.strip() for cell in line.split("\t")]))
     (number, header), *lines = lines
-    first = Row(task, file, number, form, header, header)
+    header_row = Row(task, file, number, form, header, header)
     columns = [name for name in form.split() if name != "slot"]
-    missing = [name for name in columns if name not in header]
-    first.check(not missing, f"({'<tab>'.join(header)[:60]}) is the header and lacks "
-                f"{', '.join(missing)}")
+    missing = ", ".join(name for name in columns if name not in header)
+    shown = "<tab>".join(header)[:60]
+    header_row.check(missing == "", f"the header ({shown}) lacks {missing}")
     if "slot" in form:
         columns += slot_names(header)
-        first.check(len(columns) > 2, "is the header and has no slot")
+        header_row.check(len(columns) > 2, "the header has no column for a slot")
     rows = []
     for number, cells in lines:
         row = Row(task, file, number, form, header, cells)
-        row.check(len(cells) <= len(header), f"has {len(cells)} cells, the header {len(header)},")
+        row.check(len(cells) <= len(header), f"{len(cells)} cells, but the header has "
+                  f"{len(header)}")
         for name in columns:
-            row.check(row[name], f"has no {name}")
+            row.check(row[name], f"the cell {name} is empty")
         known = row["split"] in ("train", "dev", "test")
-        row.check(known, f"has the split {row['split']} instead of train, dev or test")
+        row.check(known, f"the split {row['split']} is none of train, dev and test")
         rows.append(row)
     return rows
 
@@ -144,22 +150,24 @@ def slot_names(header: list[str]) -> list[str]:
 
 
 def check_path(row: Row, column: str, root: Path, may_be_missing=False) -> None:
-    """DataError if the path in a cell leads outside of the data folder or to no file."""
+    """Raises DataError if the path in a cell is outside the data folder or does not exist."""
     path = root / row[column]
     inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
-    row.check(inside, f"has the {column} {row[column]}, which points outside the data folder,")
-    row.check(may_be_missing or path.exists(), f"has the {column} {row[column]}: no such file")
+    row.check(inside, f"the {column} {row[column]} points outside the data folder")
+    row.check(may_be_missing or path.exists(), f"the {column} {row[column]} does not exist")
 
 
 def class_corpus(task: str, train: list[Row], own: list[Row], root: Path, split: str) -> Corpus:
     """KS, SID, ER: one class per line. IC: one per slot."""
     columns = slot_names(own[0].header) if task == "IC" else ["label"]
-    labels = [sorted({row[name] for row in train}) for name in columns]
+    labels = []
+    for name in columns:
+        labels.append(sorted({row[name] for row in train}))
     utterances = []
     for row in own:
         for name, names in zip(columns, labels):
-            row.check(row[name] in names, f"has the {name} {row[name]}, which no line for train "
-                      f"has (they have {', '.join(names[:12])}),")
+            row.check(row[name] in names, f"the {name} {row[name]} is in no line for train, which "
+                      f"has {', '.join(names[:12])}")
         target = tuple(names.index(row[name]) for name, names in zip(columns, labels))
         reference = [row[name] for name in columns]
         if task == "IC":
@@ -177,7 +185,9 @@ def class_corpus(task: str, train: list[Row], own: list[Row], root: Path, split:
 def text_corpus(task: str, train: list[Row], own: list[Row], root: Path) -> Corpus:
     """ASR, PR, SF: symbols, and an end of sentence that CTC has to output, as in SUPERB."""
     column, end = FORMS[task].split()[2], "</s>" if task == "ASR" else "<eos>"
-    symbols = {token for row in train for token in text_tokens(row, row[column])}
+    symbols = set()
+    for row in train:
+        symbols.update(text_tokens(row, row[column]))
     labels = RESERVED[task] + sorted(symbols - set(RESERVED[task]))
     utterances, unknown = [], {}
     for row in own:
@@ -202,15 +212,30 @@ def text_tokens(row: Row, text: str) -> list[str]:
     if row.task == "PR":
         return text.split()
     if row.task == "ASR":
-        row.check("|" not in text, "has the character |, which stands for the space")
-        return [*"|".join([*text.split(), ""])]
-    tokens = re.findall(r"(?<!\S)B-\S+ | E-\S+|.", f" {' '.join(text.split())} ")
-    tokens = tokens[tokens[0] == " ":len(tokens) - (tokens[-1] == " ")]
-    tags = [token.strip() for token in tokens if len(token) > 1]
-    for opening, closing in zip(tags[::2], [*tags[1::2], ""]):
-        pair = opening.startswith("B-") and closing == "E-" + opening[2:]
-        row.check(pair, f"has {opening} {closing}, where B-slot value E-slot is expected,")
+        row.check("|" not in text, "the text has the character |, which stands for the space")
+        return word_characters(text.split())
+    padded = " " + " ".join(text.split()) + " "  # a tag at either end needs its space, too
+    tokens = re.findall(r"(?<!\S)B-\S+ | E-\S+|.", padded)
+    if tokens[0] == " ":
+        tokens = tokens[1:]
+    if tokens[-1] == " ":
+        tokens = tokens[:-1]
+    check_tags(row, [token.strip() for token in tokens if len(token) > 1])
     return tokens
+
+
+def check_tags(row: Row, tags: list[str]) -> None:
+    """Raises DataError unless each tag B-slot is followed by E-slot."""
+    opening = ""
+    for tag in tags:
+        if opening:
+            row.check(tag == f"E-{opening[2:]}", f"{opening} is followed by {tag} instead of "
+                      f"E-{opening[2:]}")
+            opening = ""
+        else:
+            row.check(tag.startswith("B-"), f"{tag} has no B-{tag[2:]} before it")
+            opening = tag
+    row.check(opening == "", f"{opening} is not closed by E-{opening[2:]}")
 
 
 def turns_corpus(train: list[Row], own: list[Row], root: Path) -> tuple[Corpus, dict]:
@@ -224,24 +249,25 @@ def turns_corpus(train: list[Row], own: list[Row], root: Path) -> tuple[Corpus, 
         utterances.append(u)
         turns[u.id] = read_row_turns(row, root)
         speakers = len({speaker for speaker, _, _ in turns[u.id]})
-        row.check(speakers <= outputs, f"has {speakers} speakers, but no line for train has more "
-                  f"than {outputs},")
+        row.check(speakers <= outputs, f"{speakers} speakers, but no line for train has more than "
+                  f"{outputs}")
     return Corpus("SD", utterances, [str(column) for column in range(outputs)]), turns
 
 
 def read_row_turns(row: Row, root: Path) -> list:
-    """The turns [speaker, start s, end s] in the part of the recording that a line uses."""
+    """The turns in the part of a recording that a line uses: a list of [speaker, start, end].
+
+    Times are in seconds from the start of that part."""
     check_path(row, "rttm", root)
     recordings = read_rttm("SD", root / row["rttm"], MAX_SPEAKERS)
-    name = Path(row["path"]).stem if len(recordings) > 1 else next(iter(recordings), "")
+    if len(recordings) == 1:  # under any name
+        (all_turns,) = recordings.values()
+    else:
+        all_turns = recordings.get(Path(row["path"]).stem, [])
     u = row.utterance(root)
-    begin = u.start / SAMPLE_RATE
-    end = u.stop / SAMPLE_RATE if u.stop else float("inf")
-    turns = []
-    for speaker, on, off in recordings.get(name, []):
-        if on < end and off > begin:
-            turns.append([speaker, max(on - begin, 0.0), min(off, end) - begin])
-    row.check(turns, f"has the rttm {row['rttm']}, which has no turns of {name or 'anybody'},")
+    stop = u.stop or float("inf")
+    turns = clip_turns(all_turns, u.start / SAMPLE_RATE, stop / SAMPLE_RATE)
+    row.check(turns, f"the rttm {row['rttm']} has no turn of this recording")
     return turns
 
 
@@ -252,20 +278,22 @@ def speaker_corpus(train: list[Row], own: list[Row], root: Path, split: str) -> 
     for row in own:
         target = labels.index(row["speaker"]) if row["speaker"] in labels else -1
         utterances.append(row.utterance(root, target, row["speaker"]))
-    # recordings below 2 s train as well, unlike SUPERB's
+    # unlike in SUPERB, recordings of less than 2 s are trained on
     crop = 8 * SAMPLE_RATE if split == "train" else None
     return Corpus("ASV", utterances, labels, GAIN, trim=True, crop=crop)
 
 
-def read_table_trials(root: Path, split: str, known) -> list[tuple[int, str, str]]:
-    """The (label, id, id) of ASV.trials.tsv; both paths have to be known: lines of ASV.tsv."""
+def read_table_trials(root: Path, split: str, known_paths: set) -> list[tuple[int, str, str]]:
+    """The (label, id, id) of ASV.trials.tsv. Raises DataError if a path is not in ASV.tsv."""
     file = root / "ASV.trials.tsv"
     rows, trials = read_rows("ASV", file, TRIALS), []
     for row in rows:
-        in_order = row.header == TRIALS.split() and len(row.cells) == 4
-        row.check(in_order and row["label"] in ("0", "1"), "is malformed or below another header")
+        row.check(row.header == TRIALS.split(), f"the header is {'<tab>'.join(row.header)}")
+        row.check(len(row.cells) == 4, f"{len(row.cells)} cells instead of 4")
+        row.check(row["label"] in ("0", "1"), f"the label {row['label']} is neither 0 nor 1")
         if row["split"] == split:
             for name in row.cells[2:]:
-                row.check(name in known, f"has the path {name}, unknown to {split} in ASV.tsv,")
+                row.check(name in known_paths, f"the path {name} is in no line for {split} of "
+                          "ASV.tsv")
             trials.append((int(row["label"]), *row.cells[2:]))
     return trials

@@ -1,6 +1,6 @@
 """Finding the files of a dataset and reading its text files.
 
-Whatever is wrong is a `DataError`: one sentence that says what was found and what to do.
+All problems raise `DataError`: one sentence that says what was found and what to do.
 """
 import os
 import re
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 AUDIO_SUFFIXES = set(".aac .aif .aiff .au .flac .m4a .mp3 .mp4 .ogg .opus .sph .wav .wma".split())
-# Sentences with these words are remarks on a corpus; others are on an utterance that was left out.
+# A sentence in Corpus.skipped with these words is about the corpus. Any other sentence is about an
+# utterance that was left out.
 NOT_READ, UNKNOWN_SYMBOL = "are not read", "cannot be recognised"
 
 
@@ -23,7 +24,7 @@ class DataError(Exception):
 
 
 def check(ok, problem: str) -> None:
-    """DataError, unless ok."""
+    """Raises DataError unless `ok`."""
     if not ok:
         raise DataError(problem)
 
@@ -39,20 +40,22 @@ def printable(text: str) -> str:
 
 
 def data_folder(task: str, root) -> Path:
-    """The folder that holds the datasets, with ~ expanded. DataError if it does not exist."""
+    """The folder that holds the datasets, with ~ expanded. Raises DataError if there is none."""
     root = Path(root).expanduser()
     check(os.path.isdir(root), f"{task}: there is no folder {root}; name the one with the datasets")
     return root
 
 
 def existing_path(task: str, folder: Path, names: tuple[str, ...], advice: str) -> Path:
-    """The first of the paths folder/name that exists. DataError says what lies there instead."""
+    """The first of the paths folder/name that exists. Raises DataError, which says what exists
+    instead, if there is none."""
     for name in names:
         if os.path.exists(folder / name):
             return folder / name
     for name in names:
         found = find_misplaced(folder, name)
-        check(not found, f"{task}: nothing called {name} in {folder}; {found}")
+        if found:
+            raise DataError(f"{task}: nothing called {name} in {folder}; {found}")
     nearest = folder / Path(names[0]).parent
     while not os.path.isdir(nearest):
         nearest = nearest.parent
@@ -87,7 +90,7 @@ def find_misplaced(folder: Path, name: str) -> str:
 
 
 def list_folder(task: str, folder: Path) -> list[str]:
-    """The names in a folder. DataError if it cannot be listed."""
+    """The names in a folder. Raises DataError if it cannot be listed."""
     try:
         return os.listdir(folder)
     except OSError as error:
@@ -95,7 +98,9 @@ def list_folder(task: str, folder: Path) -> list[str]:
 
 
 def read_text(task: str, file: Path, form: str) -> str:
-    """A text file. DataError if it is no UTF-8 or empty; `form` is what a line has to look like."""
+    """The text of a file. Raises DataError if it is empty or not UTF-8.
+
+    `form` says in the message what a line should look like."""
     try:
         content = file.read_bytes()
         text = content.decode("utf-8-sig")
@@ -111,9 +116,10 @@ def read_text(task: str, file: Path, form: str) -> str:
 
 
 def read_lines(task: str, file: Path, pattern: str, form: str) -> Iterator[tuple]:
-    """The groups of a pattern in every line of a text file, but for blank lines.
+    """The groups of a pattern in every line of a text file, except blank lines.
 
-    DataError if a line does not match; `form` tells the user what a line has to look like."""
+    Raises DataError if a line does not match. `form` says in the message what a line should look
+    like."""
     for number, line in enumerate(read_text(task, file, form).splitlines(), 1):
         line = line.strip()
         if not line:
@@ -126,9 +132,10 @@ def read_lines(task: str, file: Path, pattern: str, form: str) -> Iterator[tuple
 
 
 def read_rttm(task: str, file: Path, max_speakers: int) -> dict[str, list]:
-    """The turns of an RTTM file: {recording: [[speaker, start s, end s], ...]}.
+    """The turns of an RTTM file: {recording: list of [speaker, start, end]}, times in seconds.
 
-    Comments (;;) and facts about speakers (SPKR-INFO) are passed over."""
+    Comments (;;) and facts about speakers (SPKR-INFO) are ignored. Raises DataError if a line is
+    malformed or a recording has more than `max_speakers`."""
     number = r"(\d+\.?\d*(?:e-\d+)?)"
     pattern = rf"SPEAKER\s+(\S+)\s+1\s+{number}\s+{number}\s+<NA>\s+<NA>\s+(\S+)\s+<NA>.*"
     form = "SPEAKER <recording> 1 <start s> <seconds> <NA> <NA> <speaker> <NA>"
@@ -149,7 +156,7 @@ def list_unread(task: str, folder: Path, suffixes: tuple[str, ...], depth: int |
     """One sentence per kind of audio file in a folder that its reader does not look for.
 
     The reader looks for files with these suffixes, `depth` folders below `folder` (None: at any
-    depth). Hidden files are passed over. DataError if a folder cannot be listed."""
+    depth). Hidden files are ignored. Raises DataError if a folder cannot be listed."""
     def refuse(error: OSError):
         if not isinstance(error, FileNotFoundError):
             raise DataError(f"{task}: {error.strerror} in {error.filename}; make it readable")

@@ -29,7 +29,7 @@ class FileMemory:
     """Facts about files, such as decoded lengths, kept in a folder to save time in the next run.
 
     A line holds a digest of (rule, path, size, time of change), the fact, and a checksum. Nothing
-    depends on this file: one that is damaged or cannot be written only costs the time.
+    depends on this file: if it is damaged or cannot be written, only time is lost.
     """
 
     def __init__(self, folder: Path | None):
@@ -39,7 +39,7 @@ class FileMemory:
             content = self.path.read_bytes() if self.path else b""
         except OSError:
             content = b""
-        for line in content.split(b"\n")[:-1]:  # the last one has no end: its process was killed
+        for line in content.split(b"\n")[:-1]:  # the last part is empty, or a line cut short
             match = re.fullmatch(rb"([0-9a-f]{32})\t(\w+)\t([0-9a-f]{8})", line)
             if match and match[3].decode() == _checksum(match[1].decode(), match[2].decode()):
                 self.facts[match[1].decode()] = match[2].decode()
@@ -59,7 +59,7 @@ class FileMemory:
 
 
 def file_key(rule: str, path: str) -> str:
-    """The key of a fact that a rule finds out about a file as it is now."""
+    """The key of a fact about a file. It changes with the rule and whenever the file changes."""
     about = os.stat(path)
     name = f"{rule} {os.path.abspath(path)} {about.st_size} {about.st_mtime_ns}"
     return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
@@ -74,9 +74,9 @@ def measure_corpus(corpus: Corpus, root, skip_broken: bool | str, cache: Path | 
                    ctc: bool = False) -> Corpus:
     """The corpus with the lengths of its utterances, without those that are too short.
 
-    skip_broken=False: a broken file is a DataError. True: every file is decoded, and broken ones
-    are left out. "headers", for the doctor: as True, but by headers alone. cache: the folder that
-    remembers decoded lengths. ctc: an utterance also needs the frames that CTC needs."""
+    skip_broken=False: raises DataError if a file is broken. True: decodes every file and leaves out
+    broken ones. "headers", for the doctor: leaves out files with a broken header. cache: the folder
+    that remembers decoded lengths. ctc: an utterance also needs the frames that CTC needs."""
     check_lists(corpus, root)
     decoding = skip_broken is True or (corpus.trim and not skip_broken)
     memory = FileMemory(cache) if decoding else None
@@ -106,7 +106,7 @@ def measure_corpus(corpus: Corpus, root, skip_broken: bool | str, cache: Path | 
 
 
 def check_lists(corpus: Corpus, root) -> None:
-    """DataError if a path points outside the data folder or an id occurs twice."""
+    """Raises DataError if a path points outside the data folder or an id occurs twice."""
     task, ids = corpus.task, set()
     for u in corpus.utterances:
         inside = Path(os.path.abspath(u.path)).is_relative_to(os.path.abspath(root))
@@ -119,7 +119,7 @@ def check_lists(corpus: Corpus, root) -> None:
 def measure_samples(corpus: Corpus, utterance: Utterance, memory: FileMemory | None) -> int:
     """The samples of an utterance: by the header without a memory, else by decoding.
 
-    DataError if the file is broken."""
+    Raises DataError if the file is broken."""
     u, total = utterance, header_samples(corpus.task, utterance.path)
     inside = max(u.start, (u.stop or 0) - SAMPLE_RATE // 10) < total  # 0.1 s may be rounding
     check(inside, f"{corpus.task}: {u.id} ends after the recording, which has "
@@ -139,13 +139,13 @@ def corpus_digest(corpus: Corpus, cache: Path | None = None, every_byte: bool = 
     """A digest of what decides a result: ids, targets, references, trials and the audio itself.
 
     It depends neither on the place of the files nor on the order of the utterances. See
-    `audio_digests` for `cache` and `every_byte`. DataError if a file cannot be read."""
+    `audio_digests` for `cache` and `every_byte`. Raises DataError if a file cannot be read."""
     digests = audio_digests(corpus, cache, every_byte)
     lines = [json.dumps(["trial", *trial]) for trial in corpus.trials]
     for u in corpus.utterances:
         reference = u.reference
         if isinstance(reference, list) and reference and isinstance(reference[0], list):
-            reference = sorted(reference)  # turns: their order means nothing
+            reference = sorted(reference)  # turns, whose order does not matter
         target = u.target
         if isinstance(target, np.ndarray):
             target = [target.shape, hashlib.blake2b(target.astype("<f4").tobytes()).hexdigest()]
@@ -159,7 +159,7 @@ def audio_digests(corpus: Corpus, cache: Path | None = None,
     """{path: digest} of the audio files of a corpus; `cache` remembers them.
 
     A file is hashed whole if the corpus has less than 2 GB (or with `every_byte`), else by its size
-    and three blocks. DataError if a file cannot be read."""
+    and three blocks. Raises DataError if a file cannot be read."""
     paths, memory = sorted({u.path for u in corpus.utterances}), FileMemory(cache)
     try:
         whole = every_byte or sum(os.path.getsize(path) for path in paths) < SMALL_CORPUS
@@ -182,7 +182,8 @@ def recall_digest(path: str, whole: bool, memory: FileMemory) -> str:
 
 
 def audio_file_digest(path: str, whole: bool) -> str:
-    """A digest of a file's size and of its bytes, or of its first, middle and last 4 KiB."""
+    """A digest of the size of a file and of all its bytes (`whole`), or of three blocks of 4 KiB:
+    the first, the middle and the last."""
     digest, size = hashlib.blake2b(digest_size=16), os.path.getsize(path)
     digest.update(f"{size} ".encode())
     with open(path, "rb") as file:

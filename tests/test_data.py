@@ -1298,7 +1298,12 @@ PATHS = [  # (task, split, file, what stands where a part of a path does)
         ("ASV", "train", removed(VOX + "dev"), "nothing called VoxCeleb1/dev/wav or VoxCeleb1/wav"),
         ("SD", "dev", removed(RTTM), "nothing called rttm"),
         ("SD", "dev", replaced(RTTM, "19.0", "soon"), "line 2 .* is malformed in .*rttm"),
-        ("SD", "dev", replaced(RTTM, "\tm\t", "\tother\t"), "of wav.scp is missing in .*dev/rttm"),
+        (
+            "SD",
+            "dev",
+            replaced(RTTM, "\tm\t", "\tother\t"),
+            "m of wav.scp is missing in .*dev/rttm",
+        ),
         (
             "SD",
             "dev",

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-
+import soundfile
 from conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,8 @@ PAGES = [ROOT / "README.md", ROOT / "TOUR.md", *sorted((ROOT / "docs").glob("*.m
 # corpus (minutes; the fixture `root` is a smaller one), srun (needs Slurm), `make demo` (minutes)
 # and `make test` (would call itself).
 NOT_RUN = ("tools.bench", "toy.synthesis")
+COMMAND = re.compile(r"(?:^|`)((?:python|torchrun) [^`#|\n]*(?:\.py|-m )[^`#|\n]*[^`#|\s])",
+                     flags=re.MULTILINE)
 
 
 def text_of(page: Path) -> str:
@@ -30,10 +33,9 @@ def text_of(page: Path) -> str:
 
 def commands() -> list[str]:
     """Every command that a page shows, in a line of its own or between backticks."""
-    pattern = r"(?:^|`)((?:python|torchrun) [^`#|\n]*(?:\.py|-m )[^`#|\n]*[^`#|\s])"
     found = set()
     for page in PAGES:
-        found.update(re.findall(pattern, text_of(page), flags=re.MULTILINE))
+        found.update(COMMAND.findall(text_of(page)))
     return sorted(command for command in found if not any(name in command for name in NOT_RUN))
 
 
@@ -122,6 +124,29 @@ def test_scenario_all_ends_with_the_table_and_the_graphs(workshop):
     assert len(list(workshop.glob("runs/*/result.json"))) >= 28
     for name in ("edges.json", "fig2.png", "fig2.svg"):
         assert (workshop / "figures" / name).exists()
+
+
+def test_the_worked_example_of_own_recordings_runs(root, tmp_path, monkeypatch, capsys):
+    page = text_of(ROOT / "docs" / "DATA.md")
+    section = page.split("\n## Own recordings\n")[1].split("\n## ")[0]
+    (table,) = re.findall(r"```tsv\n(.*?)```", section, flags=re.DOTALL)
+    _, *rows = table.splitlines()
+    folder = tmp_path / "own"
+    for seed, row in enumerate(rows):
+        path = folder / row.split("\t")[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = 0.1 * np.random.default_rng(seed).standard_normal(16_000)
+        soundfile.write(path, noise, 16_000)
+    (folder / "KS.tsv").write_text(table)
+    printed = {}
+    for command in COMMAND.findall(section):
+        words = small_command(command.replace("DIR", str(folder)), root, tmp_path)
+        run_here(words, monkeypatch)
+        printed[words[0]] = capsys.readouterr().out
+    assert list(printed) == ["data.py", "train.py", "predict.py"]
+    assert re.search(r"^KS +KS\.tsv +5 +2 +2$", printed["data.py"], flags=re.MULTILINE)
+    assert "Problems: 0." in printed["data.py"]
+    assert re.search(r"\b(ja|nein|halt)\b", printed["predict.py"])
 
 
 @pytest.mark.parametrize("block", python_blocks())

@@ -243,40 +243,55 @@ def emptied(task):
     "task, split, breaking, words",
     [
         ("KS", "train", emptied("KS"), "nothing in .*KS.tsv"),
-        ("KS", "train", replaced("KS", "\tlabel", ""), "line 1 .path<tab>split. is the header and "
-         "lacks label in .*KS.tsv; it should read: path<tab>split<tab>label"),
+        ("KS", "train", replaced("KS", "\tlabel", ""), "line 1: the header .path<tab>split. "
+         r"lacks label \(.*KS.tsv\); expected: path<tab>split<tab>label$"),
         ("KS", "train", replaced("KS", "path\tsplit\tlabel", "path,split,label"),
-         "line 1 .path,split,label. is the header and lacks path, split, label"),
-        ("KS", "train", replaced("KS", "\tja", ""), "line 2 has no label in .*KS.tsv; it should"),
-        ("KS", "train", replaced("KS", "\tja", "\tja\tnein"), "line 2 has 4 cells, the header 3"),
+         "line 1: the header .path,split,label. lacks path, split, label "),
+        ("KS", "train", replaced("KS", "\tja", ""),
+         r"line 2: the cell label is empty \(.*KS.tsv\); expected: "),
+        ("KS", "train", replaced("KS", "\tja", "\tja\tnein"),
+         "line 2: 4 cells, but the header has 3 "),
         ("KS", "train", replaced("KS", "\ttrain", "\tvalid"),
-         "line 2 has the split valid instead of train, dev or test"),
+         "line 2: the split valid is none of train, dev and test "),
         ("KS", "dev", replaced("KS", "dev\tja", "dev\tjo"),
-         "line 6 has the label jo, which no line for train has .they have halt, ja, nein."),
+         "line 6: the label jo is in no line for train, which has halt, ja, nein "),
         ("KS", "dev", replaced("KS", "dev/0.wav", "dev/9.wav"),
-         "line 6 has the path dev/9.wav: no such file in"),
+         r"line 6: the path dev/9.wav does not exist \("),
         ("KS", "dev", replaced("KS", "dev/0.wav", "../dev/0.wav"),
-         "line 6 has the path ../dev/0.wav, which points outside the data folder,"),
+         r"line 6: the path ../dev/0.wav points outside the data folder \("),
         ("KS", "dev", replaced("KS", "dev/0.wav", "/etc/passwd"),
-         "line 6 has the path /etc/passwd, which points outside"),
-        ("KS", "dev", replaced("KS", "dev/1.wav", "dev/0.wav"), "line 7 repeats line 6"),
+         "line 6: the path /etc/passwd points outside"),
+        ("KS", "dev", replaced("KS", "dev/1.wav", "dev/0.wav"),
+         "line 7: the same part of a file is in line 6 "),
         ("IC", "test", replaced("IC", "test\tan", "test\tauf"),
-         "line 10 has the was auf, which no line for train has .they have an, aus."),
-        ("IC", "test", replaced("IC", "\twas\two", ""), "line 1 is the header and has no slot"),
-        ("IC", "test", replaced("IC", "test\tan\tlicht", "test\tan"), "line 10 has no wo"),
-        ("ASR", "train", replaced("ASR", "wie geht", "wie|geht"), "line 2 has the character |"),
-        ("SF", "train", replaced("SF", " E-artist", ""), "line 2 has B-artist , where B-slot "),
-        ("SF", "train", replaced("SF", "E-artist", "E-city"), "line 2 has B-artist E-city, where"),
-        ("SF", "train", replaced("SF", "B-artist ABBA ", ""), "line 2 has E-artist , where B-slot"),
+         "line 10: the was auf is in no line for train, which has an, aus "),
+        ("IC", "test", replaced("IC", "\twas\two", ""),
+         "line 1: the header has no column for a slot"),
+        ("IC", "test", replaced("IC", "test\tan\tlicht", "test\tan"),
+         "line 10: the cell wo is empty"),
+        ("ASR", "train", replaced("ASR", "wie geht", "wie|geht"),
+         r"line 2: the text has the character \|"),
+        ("SF", "train", replaced("SF", " E-artist", ""),
+         "line 2: B-artist is not closed by E-artist "),
+        ("SF", "train", replaced("SF", "E-artist", "E-city"),
+         "line 2: B-artist is followed by E-city instead of E-artist "),
+        ("SF", "train", replaced("SF", "B-artist ABBA ", ""),
+         "line 2: E-artist has no B-artist before it "),
         ("SD", "train", replaced("SD", "turns.rttm", "other.rttm"),
-         "line 2 has the rttm train/other.rttm: no such file"),
+         "line 2: the rttm train/other.rttm does not exist"),
         ("SD", "train", replaced("SD", "train/turns", "../turns"),
-         "line 2 has the rttm ../turns.rttm, which points outside"),
+         "line 2: the rttm ../turns.rttm points outside"),
         ("ASV", "dev", replaced("ASV.trials", "dev/0.wav", "dev/9.wav"),
-         "line 2 has the path dev/9.wav, unknown to dev in ASV.tsv, in .*ASV.trials.tsv; it should "
-         "read: split<tab>label<tab>path<tab>path"),
-        ("ASV", "dev", replaced("ASV.trials", "dev\t1", "dev\tyes"), "line 2 is malformed"),
-        ("ASV", "dev", replaced("ASV.trials", "split\tlabel", "label\tsplit"), "line 2 .*split"),
+         "line 2: the path dev/9.wav is in no line for dev of ASV.tsv .*ASV.trials.tsv.; expected: "
+         "split<tab>label<tab>path<tab>path"),
+        ("ASV", "dev", replaced("ASV.trials", "dev\t1", "dev\tyes"),
+         "line 2: the label yes is neither 0 nor 1 "),
+        ("ASV", "dev", replaced("ASV.trials", "split\tlabel", "label\tsplit"),
+         "line 2: the split 1 is none of "),
+        ("ASV", "dev", lambda root: lines(root, "ASV", "1|dev|dev/0.wav|dev/2.wav",
+                                          header="label|split|path|path", name="ASV.trials"),
+         "line 2: the header is label<tab>split<tab>path<tab>path .*expected: split<tab>label<"),
+        ("ASV", "dev", replaced("ASV.trials", "\tdev/2.wav", ""), "line 2: 3 cells instead of 4 "),
         ("ASV", "dev", lambda root: (root / "ASV.trials.tsv").unlink(), "No such file .*trials"),
         ("ASV", "dev", replaced("ASV.trials", "dev\t0", "test\t0"),
          "no usable dev trials of both labels in .*ASV.trials.tsv"),
@@ -301,9 +316,9 @@ def test_a_split_without_lines_is_named(own, task):
 @pytest.mark.parametrize(
     "start, stop, words",
     [
-        ("soon", "", "line 2 has the start soon, which is no number of seconds"),
-        ("-1", "", "line 2 has the start -1, which is no"),
-        ("0.5", "0.5", "line 2 stops before it starts"),
+        ("soon", "", "line 2: the start soon is not a number of seconds "),
+        ("-1", "", "line 2: the start -1 is not a number of seconds "),
+        ("0.5", "0.5", "line 2: the stop is not after the start "),
         ("0", "9", "ends after the recording, which has 1.00 s"),
         ("1.0", "", "ends after the recording"),
     ],
@@ -315,13 +330,22 @@ def test_a_part_that_cannot_be_is_named(own, start, stop, words):
         read_split("KS", own, "train")
 
 
+@pytest.mark.parametrize("text", [";; nobody\n", RTTM.format(0, 1, "a").replace("R r", "R x")
+                                  + RTTM.format(0, 1, "a").replace("R r", "R y")])
+def test_an_rttm_without_turns_of_the_recording_is_named(own, text):
+    (own / "train/turns.rttm").write_text(text)
+    with pytest.raises(DataError, match="SD: line 2: the rttm train/turns.rttm has no turn of this "
+                       "recording .*SD.tsv.; expected: path<tab>split<tab>rttm"):
+        read_split("SD", own, "train")
+
+
 def test_more_speakers_than_the_head_has_outputs_are_named(own):
     text = "".join(RTTM.format(0, 1, f"s{k}") for k in range(4))
     (own / "train/four.rttm").write_text(text)
     broken = (own / "SD.tsv").read_text().replace("dev\ttrain/turns", "dev\ttrain/four", 1)
     (own / "SD.tsv").write_text(broken)
-    with pytest.raises(DataError, match="SD: line 6 has 4 speakers, but no line for train has more "
-                       "than 3, in .*SD.tsv"):
+    with pytest.raises(DataError, match="SD: line 6: 4 speakers, but no line for train has more "
+                       "than 3 .*SD.tsv.; expected: path<tab>split<tab>rttm"):
         read_split("SD", own, "dev")
     more = "".join(RTTM.format(0, 1, f"t{k}") for k in range(3))
     (own / "train/four.rttm").write_text(text + more)
@@ -352,7 +376,7 @@ def test_the_doctor_shows_tables_like_datasets(own, monkeypatch, capsys):
         assert re.search(rf"^{task} +{task}\.tsv +4 +4 +4$|^ASV +ASV\.tsv +4 +3 +3$", text, re.M)
     replaced("ER", "dev\tfroh", "dev\twütend")(own)
     wrong, text = doctor(monkeypatch, capsys, own, "--task", "ER")
-    assert wrong and "ER: line 6 has the label wütend" in text and "KS" not in text
+    assert wrong and "ER: line 6: the label wütend is in no line" in text and "KS" not in text
 
 
 def test_a_table_of_more_speakers_makes_a_larger_head(own):
