@@ -237,7 +237,7 @@ class Transformer(nn.Module):
 
 
 class Hubert(nn.Module):
-    """HuBERT (Hsu et al. 2021), randomly initialised. `load_encoder` returns a pretrained one.
+    """HuBERT (Hsu et al. 2021), randomly initialised. `load_encoder` loads pretrained weights.
 
     config: see BASE. The parameters have torchaudio's names."""
 
