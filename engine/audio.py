@@ -88,7 +88,7 @@ def why_unreadable(path: str) -> str:
     if os.path.islink(path) and not os.path.exists(path):
         return f"a link to {os.readlink(path)}, which does not exist"
     if os.path.isdir(path):
-        return "it is a folder"
+        return "it is a folder, not audio"
     if os.path.exists(path) and not os.path.isfile(path):
         return "it is not a regular file"
     try:

@@ -157,7 +157,8 @@ def list_unread(task: str, folder: Path, suffixes: tuple[str, ...], depth: int |
 
     The reader looks for files with these suffixes, `depth` folders below `folder` (None: at any
     depth). Hidden files are ignored. Raises DataError if a folder cannot be listed."""
-    def refuse(error: OSError):
+    def refuse(error: OSError) -> None:
+        """Stop at a folder that cannot be listed; a missing one is an error of the reader."""
         if not isinstance(error, FileNotFoundError):
             raise DataError(f"{task}: {error.strerror} in {error.filename}; make it readable")
 

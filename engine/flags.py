@@ -58,6 +58,7 @@ def number(kind: type, least=None, above=None, most=None) -> Callable[[str], flo
     """A type for argparse: an int or a float within a range, never NaN or infinite."""
 
     def parse(text: str):
+        """The number in a text. Raises ArgumentTypeError, which argparse prints."""
         try:
             value = kind(text)
         except ValueError:
