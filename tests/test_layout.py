@@ -82,12 +82,15 @@ def test_no_line_is_longer_than_100_characters_and_no_function_than_60_lines(pat
             assert length <= 60, f"{path.name}: {node.name} has {length} lines"
 
 
-def test_every_public_function_has_a_docstring():
+def test_every_public_function_and_class_has_a_docstring():
     for path in PROGRAM:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                if node.name not in ("main", "forward", "backward", "write"):
-                    assert ast.get_docstring(node), f"{path.name}: {node.name}"
+        for node in ast.parse(path.read_text()).body:
+            members = node.body if isinstance(node, ast.ClassDef) else []
+            for part in [node, *members]:
+                if isinstance(part, ast.FunctionDef | ast.ClassDef):
+                    private = part.name.startswith("_")
+                    obvious = part.name in ("main", "forward", "backward", "write")
+                    assert private or obvious or ast.get_docstring(part), f"{path}: {part.name}"
 
 
 def test_every_file_is_in_the_readme():

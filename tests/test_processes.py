@@ -22,7 +22,8 @@ class Model(nn.Module):
 
 def one_process(rank: int, port: int, folder: str) -> None:
     """A step whose loss is 2 * rank; then the second process alone receives a signal."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo")
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
