@@ -4,9 +4,11 @@
     python data.py DIR --task KS ASR   the same for some tasks
     python data.py DIR --decode        decodes every file too: headers do not reveal all damage
 
-Every reader turns the files of one dataset into a `Corpus` of `Utterance`s (corpus.py). Splits and
-labels are SUPERB's, as the released s3prl code makes them (rules.py). A reader passes `skip_broken`
-and `cache` to `engine.measure.measure_corpus`, and raises DataError if something is wrong.
+Every reader turns the files of one dataset into a `Corpus` of `Utterance`s (corpus.py), with the
+splits and labels of SUPERB as in the released s3prl code (rules.py). It raises DataError if
+something is wrong. `engine.measure.measure_corpus` then measures the lengths. It drops audio that is
+too short, with `ctc` also audio that is too short for its target. With `skip_broken` it drops
+broken files instead of raising. `cache` is a folder that remembers decoded lengths.
 """
 import csv
 import os
@@ -46,7 +48,7 @@ def require_path(task: str, folder, *names: str) -> Path:
 
 
 def read_transcripts(task: str, root, split: str) -> tuple[list, list]:
-    """(id, path, words) of each line of LibriSpeech's transcripts; sentences on unused files."""
+    """(id, path, words) of each line of the transcripts; a message on each unused file."""
     part = "train-clean-100" if split == "train" else f"{split}-clean"
     folder = require_path(task, root, f"LibriSpeech/{part}")
     lines, listed = [], set()
@@ -188,7 +190,7 @@ def read_asv(root, split: str, skip_broken=False, cache: Path | None = None) -> 
     VoxCeleb1/                                          the folders of read_sid
     VoxCeleb1/veri_test.txt or voxceleb1_test_v2.txt    <0 or 1> <path after wav/> <path after wav/>
     VoxCeleb1/veri_dev.txt (optional)                   the same, for dev
-    All speakers in dev/wav train, except those of veri_dev.txt and VoxCeleb's test speakers.
+    Training uses all speakers in dev/wav but those of veri_dev.txt and VoxCeleb's test speakers.
     """
     root = data_folder("ASV", root)
     folder = require_path("ASV", root, "VoxCeleb1/dev/wav", "VoxCeleb1/wav")

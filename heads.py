@@ -179,8 +179,10 @@ class CTC(torch.autograd.Function):
         posterior_t(k) = (sum over n with k(n) = k of (alpha_t(n) beta_t(n) / p_t(k))) / p(target)
     Only these alignments contain p_t(k), each once, so p(target) is linear in p_t(k):
         d log p(target) / d log p_t(k) = posterior_t(k)
-    p_t is the softmax of the logits, and the posteriors of a frame sum to 1. So
-        d(-log p(target)) / d logit_t(k) = p_t(k) - posterior_t(k)
+    p_t is the softmax of the logits, so d log p_t(j) / d logit_t(k) = [j = k] - p_t(k). The
+    posteriors of a frame sum to 1. The chain rule then gives
+        d(-log p(target)) / d logit_t(k) = - sum over j of posterior_t(j) ([j = k] - p_t(k))
+                                         = p_t(k) - posterior_t(k)
 
     Autograd through the loop over frames would give the same gradient, but would be slow.
     """

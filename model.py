@@ -56,6 +56,7 @@ LARGE = BASE | {
 UNTRAINED = {"random-tiny": TINY, "random-hubert_base": BASE, "random-hubert_large": LARGE}
 
 # Replaces a batches.Batch where the encoder is frozen: cached states (L+1, B, T, D), frames (B,).
+# For a head that needs only the mean over time, the cache holds means: T is 1.
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 
 

@@ -110,10 +110,12 @@ def decode_turns(labels: list[str], probabilities, threshold: float = 0.5,
 
 
 def slot_tokens(words: list[str], slots: list[str]) -> list[str]:
-    """PLAY ABBA, O artist -> P L A Y ` ` `B-artist ` A B B A ` E-artist` <eos>.
+    """The tokens of a sentence with slots: characters, tags, the end of the sentence.
 
-    As in SUPERB, punctuation is skipped, together with a closing tag or an end of sentence that it
-    would bring."""
+    ["PLAY", "ABBA"] and ["O", "artist"] give ["P", "L", "A", "Y", " ", "B-artist ", "A", "B", "B",
+    "A", " E-artist", "<eos>"]. A word that is only punctuation is skipped; as in SUPERB, a closing
+    tag or an "<eos>" that it would bring is then missing.
+    """
     tokens, last = [], len(words) - 1
     for i, (word, slot) in enumerate(zip(words, slots)):
         if word in "?!.,;-":
@@ -137,7 +139,8 @@ def word_characters(words: list[str]) -> list[str]:
 
 def make_trials(recordings: list[list[str]]) -> list[tuple[int, str, str]]:
     """Dev trials of the first 40 training speakers: each with itself and with the next speaker."""
-    # DIFFERS: the released code draws 20,000 random pairs. In both, these recordings also train.
+    # DIFFERS: the released code draws 20,000 random pairs. In both cases the recordings of the dev
+    # trials are training data too.
     trials = []
     for own, following in zip(recordings[:40], recordings[1:]):
         half = len(own) // 2

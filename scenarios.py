@@ -6,7 +6,8 @@
     (c)   transfer       the encoder of (b-2) is frozen; the head of the left-out task is trained
     (a+)  control        (b-1) with HuBERT frozen: what does training the heads for longer give?
 
-Multi-task learning goes round robin: each update takes one batch from every task in turn.
+(b) goes round robin over the tasks: each update draws one batch of every task in turn, and
+minimises the sum of their losses.
 
 The classes with numbers: `tasks.Recipe` is how SUPERB trains one head in (a). `Setting` holds the
 flags that decide results, `options.Options` those that say where and how to run. `Inputs` holds
@@ -39,8 +40,8 @@ class Setting:
 
     name: str = "paper"
     encoder: str = flag("hubert_base", MODEL, "tiny, hubert_base, or a file or folder of weights")
-    precision: str = flag("fp32", MODEL, "bf16: autocast, losses in fp32; the default on a GPU",
-                          choices=("fp32", "bf16"))
+    precision: str = flag("fp32", MODEL, "bf16: autocast, losses in fp32; a GPU uses bf16 unless "
+                          "this flag says fp32", choices=("fp32", "bf16"))
     ssl_lr: float | None = flag(None, SSL, "learning rate", above=0)
     ssl_steps: int | None = flag(None, SSL, "updates", least=1)
     ssl_batch: int | None = flag(None, SSL, "utterances per update", least=1)
@@ -175,18 +176,18 @@ def in_stages(runs: list[Run]) -> list[list[Run]]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Digests of what the runs of a command read, by corpus (see `key`).
+    """What the runs of a command read, by corpus (see `key`).
 
-    `gb_all_frames` and `gb_means` hold the sizes of the cached training features, in GB, of the
-    corpora whose recordings are cropped: for heads that read all frames, and for those that read
-    their mean. `cache_gb` is the room for one corpus.
+    Cached training reuses a few fixed crops of a recording; uncached training draws new ones. So
+    whether the features fit into the cache changes the result. `gb_all_frames` and `gb_means`:
+    cache sizes in GB, of all frames or of means over time, for corpora with cropped recordings.
     """
 
     encoder: str  # digest of the pretrained encoder: weights and configuration
     data: dict[str, dict[str, str]]  # key -> split -> digest of the corpus
     gb_all_frames: dict[str, float]
     gb_means: dict[str, float]
-    cache_gb: float
+    cache_gb: float  # room for the features of one corpus (--cache-gb)
 
     @staticmethod
     def key(task: str, fold: int) -> str:

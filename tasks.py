@@ -10,7 +10,9 @@
                       SF   slots and their values             CTC, BLSTM     slot type F1, value CER
     paralinguistics   ER   one of four emotions               mean pooling   accuracy
 
-The loop, the evaluation and the graphs iterate over these records and never name a task. A tenth
+An utterance has a `target` for the loss and a `reference` for the metrics; a corpus is one split of
+a task (corpus.py). The loop, the evaluation and the graphs iterate over the records below and never
+name a task. DIFFERS marks a difference from the authors' released code, or from the paper. A tenth
 task is one more row in `TASKS`, and a reader (data.py), a head (heads.py) or a metric (metrics.py)
 only if none fits.
 """
@@ -74,10 +76,10 @@ class Task:
     name: str
     title: str
     group: str  # content, speaker, semantics or paralinguistics
-    read: Callable  # (root, split, skip_broken, cache[, fold]) -> data.Corpus
+    read: Callable  # (root, split, skip_broken, cache[, fold]) -> Corpus
     head: Callable  # (dim, classes, hidden) -> heads.Head
     decode: Callable  # (Corpus.labels, an output of the head) -> what the metrics compare
-    constant: Callable  # (training corpus) -> (utterance) -> the best constant prediction
+    constant: Callable  # (training corpus) -> (utterance) -> a prediction that ignores the audio
     metrics: tuple[Metric, ...]  # the first one chooses the checkpoint on dev
     superb: Recipe  # --setting paper
     tiny: Recipe  # --setting tiny
@@ -127,7 +129,7 @@ def one_embedding(train: Corpus) -> Callable:
 
 
 def constant_turns(train: Corpus) -> Callable:
-    """Nobody speaks, one speaker speaks all the time, or two do: the best of these in training."""
+    """A number of speakers who talk all the time, from none on: the best number in training."""
 
     def answer(utterance: Utterance, speakers: int) -> list:
         """So many speakers from the first to the last second."""
@@ -135,7 +137,7 @@ def constant_turns(train: Corpus) -> Callable:
         return [[str(k), 0.0, seconds] for k in range(speakers)]
 
     rates = []
-    for speakers in range(3):
+    for speakers in range(len(train.labels) + 1):
         rates.append(ratio([diarization_counts(u.reference, answer(u, speakers))
                             for u in train.utterances]))
     return functools.partial(answer, speakers=int(np.argmin(rates)))
@@ -253,6 +255,6 @@ def summarise(task: Task, rows: list[dict]) -> dict[str, float]:
 
 
 def constant_scores(task: Task, train: Corpus, test: Corpus) -> dict[str, float]:
-    """What the best constant answer scores on test: {metric: percent}. It knows training only."""
+    """What a prediction that ignores the audio scores on test: {metric: percent}."""
     answer = task.constant(train)
     return summarise(task, score(task, test, {u.id: answer(u) for u in test.utterances}))

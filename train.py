@@ -115,6 +115,7 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
             session.optimizer.step()
             session.optimizer.zero_grad()
 
+            # An error names the utterances whose loss is not finite.
             ids = {task: batch.ids for task, batch in step_batches.items()}
             session.end_step(losses, gradient_norm, ids, rate)
             if evaluation_is_due(session.step, config):
@@ -143,7 +144,10 @@ class Data:
 
 
 def train(run: Run, config: RunConfig, options: Options) -> None:
-    """Make one run, or continue it: set up, loop, score test. A finished run is only compared."""
+    """Make one run, or continue it: set up, loop, score test.
+
+    Of a finished run only the configuration is compared. Raises RunError if it is another one.
+    """
     folder = options.runs / run.name
     recorded = {"encoder": options.encoder, "data": str(options.data.resolve()),
                 "workers": options.workers, "device": options.device,
@@ -223,10 +227,10 @@ def test_and_save(session: Session, config: RunConfig, data: Data, options: Opti
 def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dict[str, Corpus]]:
     """{split: {task: corpus}} of a run. Dev is read only where it is used.
 
-    (a) and (c) choose their checkpoint on dev; (b) takes from it the thresholds of tasks with
-    trials. The run's folder keeps which utterances were left out (skipped.txt) and the labels and
-    audio settings that predict.py needs (inputs.json). Raises RunError if the data changed since
-    the command began.
+    (a) and (c) choose their checkpoint on dev. Tasks with trials take their threshold from it. The
+    run's folder keeps which utterances were left out (skipped.txt) and the labels and audio
+    settings that predict.py needs (inputs.json). Raises RunError if the data changed since the
+    command began.
     """
     corpora = {"train": {}, "dev": {}, "test": {}}
     for name in run.tasks:
@@ -364,7 +368,7 @@ def train_in_subprocess(run: Run, configs: dict[Run, RunConfig], options: Option
 
 
 def train_with_lock(run: Run, configs: dict[Run, RunConfig], options: Options) -> None:
-    """Train a run. If another command is training it, wait for its result and compare it."""
+    """Train a run. If another command is training it, wait until it is finished."""
     if world_size() > 1:  # the processes of one command share the run
         train(run, configs[run], replace(options, quiet=options.quiet or rank() > 0))
         return

@@ -206,9 +206,9 @@ def write_config(folder: Path, config: dict, recorded: dict) -> None:
     """Write config.json: the configuration, the weights it is built on, and what is recorded."""
     versions = {"torch": torch.__version__, "python": platform.python_version(),
                 "threads": torch.get_num_threads()}
-    save_json(folder / "config.json", {
-        "format": FORMAT, **config, "built_on_weights": _weights_of(config, folder.parent),
-        "recorded": {**recorded, **versions}})
+    decisive = {"format": FORMAT, **config, "built_on_weights": _weights_of(config, folder.parent)}
+    save_json(folder / "config.json", {**decisive, "checksum": _checksum(decisive),
+                                       "recorded": {**recorded, **versions}})
 
 
 def _weights_of(config: dict, runs: Path) -> dict[str, str]:
@@ -238,15 +238,19 @@ def check_config(folder: Path, config: dict, recorded: dict, ignored: set[str],
 
 
 def read_config(folder: Path) -> dict:
-    """config.json of a run. Raises RunError if it is damaged or of another format."""
+    """config.json of a run. Raises RunError if it was changed or has another format.
+
+    Only "recorded" may be edited by hand.
+    """
     saved = read_json(folder / "config.json")
     found = saved.get("format", 1) if isinstance(saved, dict) else "unknown"
     if found != FORMAT:
         raise RunError(f"{folder} has format {found}, and this version reads format {FORMAT}; "
                        "train again in a new --runs folder, or use the version that made it")
-    for key in ("built_on", "built_on_weights", "recorded"):
-        if not isinstance(saved.get(key), dict):
-            raise _damaged(folder / "config.json", f"no {key}")
+    decisive = {key: value for key, value in saved.items() if key not in ("checksum", "recorded")}
+    if saved.get("checksum") != _checksum(decisive) or not isinstance(saved.get("recorded"), dict):
+        raise RunError(f"{folder / 'config.json'} was changed since it was written; "
+                       f"delete {folder} and train again")
     return saved
 
 
