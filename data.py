@@ -4,11 +4,10 @@
     python data.py DIR --task KS ASR   the same for some tasks
     python data.py DIR --decode        decodes every file too: headers do not reveal all damage
 
-Every reader turns the files of one dataset into a `Corpus` of `Utterance`s (corpus.py), with the
-splits and labels of SUPERB as in the released s3prl code (rules.py). It raises DataError if
-something is wrong. `engine.measure.measure_corpus` then measures the lengths. It drops audio that is
-too short, with `ctc` also audio that is too short for its target. With `skip_broken` it drops
-broken files instead of raising. `cache` is a folder that remembers decoded lengths.
+A reader turns the files of one dataset into a `Corpus` (corpus.py), with the splits and labels of
+SUPERB as in the released s3prl code (rules.py). It raises DataError if something is wrong.
+`engine.measure.measure_corpus` measures the lengths. It drops audio that is too short (with `ctc`:
+for its target), and broken files with `skip_broken`. `cache`: a folder that remembers lengths.
 """
 import csv
 import os

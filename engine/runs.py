@@ -95,6 +95,14 @@ def read_json_lines(path: Path) -> list[dict]:
     return rows
 
 
+def read_log(folder: Path) -> list[dict]:
+    """The rows of log.jsonl, each with its step. Raises RunError if the file is damaged."""
+    rows = read_json_lines(folder / "log.jsonl")
+    if not all(isinstance(row.get("step"), int) for row in rows):
+        raise _damaged(folder / "log.jsonl", "a line has no step")
+    return rows
+
+
 def _damaged(path: Path, reason) -> RunError:
     """The error for a file that is not what a run writes."""
     if isinstance(reason, OSError):

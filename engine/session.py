@@ -28,7 +28,7 @@ from engine.launch import (
 from engine.runs import (
     RunError,
     load_checkpoint,
-    read_json_lines,
+    read_log,
     save_checkpoint,
     save_json_lines,
 )
@@ -61,7 +61,7 @@ class Session:
                 say(f"{self.folder.name}: continuing after step {self.step}")
         log = self.folder / "log.jsonl"
         if log.exists() and rank() == 0:
-            save_json_lines(log, [row for row in read_json_lines(log) if row["step"] <= self.step])
+            save_json_lines(log, [row for row in read_log(self.folder) if row["step"] <= self.step])
         self.log = open(log if rank() == 0 else os.devnull, "a")
 
     def with_progress_bar(self, batches: Iterable) -> Iterator:

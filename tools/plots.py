@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from engine.runs import load_checkpoint, read_json_lines
+from engine.runs import RunError, load_checkpoint, read_log
 from results import Result
 
 
@@ -51,17 +51,27 @@ def plot_curves(results: list[Result]) -> Figure:
 
 
 def plot_run(axes, result: Result) -> None:
-    """The panel of one run."""
-    lines = read_json_lines(result.path / "log.jsonl")
-    for name in result.metrics:
-        points = [(line["step"], line["losses"][name]) for line in lines if "losses" in line]
+    """The panel of one run. Raises RunError if its log is damaged."""
+    curves, dev = {name: [] for name in result.metrics}, []
+    try:
+        for row in read_log(result.path):
+            for name, points in curves.items():
+                if "losses" in row:
+                    points.append((row["step"], float(row["losses"][name])))
+            if "dev" in row:
+                dev.append((row["step"], float(next(iter(row["dev"].values())))))
+        if not all(curves.values()):
+            raise ValueError("no losses")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunError(f"{result.path / 'log.jsonl'} is damaged ({error!r}); "
+                       f"delete {result.path} and train again") from error
+    for name, points in curves.items():
         width = min(10, len(points))
         window = np.full(width, 1 / width)
         steps, losses = (np.convolve(column, window, "valid") for column in np.array(points).T)
         axes.semilogy(steps, losses.clip(1e-3), linewidth=1, label=name)  # less says nothing more
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=6, frameon=False, ncols=3, title="loss", title_fontsize=6)
-    dev = [(line["step"], next(iter(line["dev"].values()))) for line in lines if "dev" in line]
     if dev:
         other = axes.twinx()
         other.plot(*zip(*dev), "k.-", markersize=3, linewidth=0.8)
