@@ -79,6 +79,7 @@ def freeze(model, config: RunConfig) -> None:
     model.encoder.requires_grad_(config.trains_encoder)
     if config.feature_grad_mult == 0:
         model.encoder.feature_extractor.requires_grad_(False)
+    model.train()  # which puts a frozen encoder into evaluation mode: it must not drop anything out
 
 
 def training_loop(session: Session, network, model: MultiTask, config: RunConfig, batches,

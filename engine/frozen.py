@@ -150,6 +150,8 @@ def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, 
     loaded and cropped (`seed`), the version of PyTorch and the type of device. PR and ASR share a
     file if they read the same audio. Returns None if the states take more than `room_gb`.
     """
+    if encoder.training:
+        raise ValueError("an encoder with dropout has no fixed states; call eval() first")
     gigabytes = cache_gigabytes(encoder, corpus, training, pooled)
     if gigabytes > room_gb:
         tqdm.write(f"{corpus.task}: its features would take {gigabytes:.1f} GB "

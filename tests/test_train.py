@@ -17,6 +17,7 @@ import torch
 import train
 from batches import Steps, Stream, collate
 from conftest import SMALL, result
+from engine.frozen import cache_states
 from engine.runs import load_checkpoint, save_result
 from model import TINY, MultiTask, load_encoder, random_encoder
 from scenarios import SETTINGS, Run, in_stages, scenario_runs, with_prerequisites
@@ -120,6 +121,19 @@ def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, tmp_pa
     # the bias of a key cancels in the softmax
     assert all(name.endswith("k_proj.bias") for name in still), still
     assert (saved["model"]["log_sigma"] != 0).all(), "each learned weight of the losses moves"
+
+
+def test_cached_features_are_those_of_the_encoder_without_dropout(run_train, root, tmp_path):
+    """A frozen encoder in training mode once filled the cache with dropped-out states."""
+    run_train(tmp_path, "--scenario", "ssl", "--task", "IC", "--encoder", "tiny")
+    corpus, encoder = TASKS["IC"].read(root, "test"), load_encoder("tiny")
+    features = cache_states(encoder, corpus, False, True, tmp_path / "cache", 50.0, quiet=True)
+    assert len(list((tmp_path / "cache").glob("*.f32"))) == 3  # nothing was encoded again
+    for i, utterance in enumerate(corpus.utterances):
+        (wave,) = collate(corpus, [(i, None)]).waves
+        mean = encoder.encode([wave])[0].mean(1)  # (S, D)
+        cached = features.batch([(i, None)]).states[:, 0, 0]
+        torch.testing.assert_close(cached, mean, atol=1e-4, rtol=1e-4, msg=utterance.id)
 
 
 def test_all_makes_the_28_runs_of_table_1():
