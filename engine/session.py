@@ -16,22 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.launch import (
-    any_rank,
-    mean_over_ranks,
-    progress,
-    rank,
-    say,
-    wait_for_all,
-    world_size,
-)
-from engine.runs import (
-    RunError,
-    load_checkpoint,
-    read_log,
-    save_checkpoint,
-    save_json_lines,
-)
+from engine.launch import (any_rank, mean_over_ranks, progress, rank, say, wait_for_all,
+                           world_size)
+from engine.runs import RunError, load_checkpoint, read_log, save_checkpoint, save_json_lines
 
 
 class Session:

@@ -123,6 +123,16 @@ def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, tmp_pa
     assert (saved["model"]["log_sigma"] != 0).all(), "each learned weight of the losses moves"
 
 
+def test_the_first_steps_have_their_known_losses(run_train, tmp_path):
+    """Changes when initial weights, batches, crops, dropout or the network change."""
+    flags = "--scenario mtl --tasks IC,PR,SD --heads fresh --encoder tiny".split()
+    run_train(tmp_path, *flags)
+    rows = (tmp_path / "mtl-PR+SD+IC" / "log.jsonl").read_text().splitlines()
+    first, second = (json.loads(row)["losses"] for row in rows)
+    assert first == pytest.approx({"PR": 15.22548, "SD": 0.677853, "IC": 5.853426}, rel=1e-4)
+    assert second == pytest.approx({"PR": 12.72566, "SD": 0.672023, "IC": 5.731847}, rel=1e-3)
+
+
 def test_cached_features_are_those_of_the_encoder_without_dropout(run_train, root, tmp_path):
     """A frozen encoder in training mode once filled the cache with dropped-out states."""
     run_train(tmp_path, "--scenario", "ssl", "--task", "IC", "--encoder", "tiny")
