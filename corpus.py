@@ -1,6 +1,6 @@
 """What a corpus is, and how the audio of an utterance is loaded (paper, Section 3.1).
 
-n samples at 16 kHz, T label frames at 100 Hz (SD only), K speakers.
+n samples at 16 kHz, F label frames at 100 Hz (SD only), K speakers.
 """
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Utterance:
     id: str                  # unique within its split
     path: str
     target: object           # for the loss: a class (KS SID ER ASV), a class per slot (IC),
-                             # symbol ids (PR ASR SF), an array (T, K) of 0 and 1 (SD)
+                             # symbol ids (PR ASR SF), an array (F, K) of 0 and 1 (SD)
     reference: object        # for the metric: a name (KS SID ER ASV), names (IC), phonemes (PR),
                              # words (ASR), a tagged string (SF), a list of [speaker, start, end],
                              # times in seconds (SD)

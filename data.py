@@ -187,7 +187,7 @@ def read_asv(root, split: str, skip_broken=False, cache: Path | None = None) -> 
     """Speaker verification on VoxCeleb1.
 
     VoxCeleb1/                                          the folders of read_sid
-    VoxCeleb1/veri_test.txt or voxceleb1_test_v2.txt    <0 or 1> <path after wav/> <path after wav/>
+    VoxCeleb1/voxceleb1_test_v2.txt, else veri_test.txt <0 or 1> <path after wav/> <path after wav/>
     VoxCeleb1/veri_dev.txt (optional)                   the same, for dev
     Training uses all speakers in dev/wav but those of veri_dev.txt and VoxCeleb's test speakers.
     """
@@ -211,6 +211,7 @@ def read_asv(root, split: str, skip_broken=False, cache: Path | None = None) -> 
     utterances, skipped = list_voxceleb("ASV", root, sorted(names), speakers)
     corpus = Corpus("ASV", utterances, list(speakers), GAIN, trim=True, skipped=skipped)
     if split == "train":
+        # SUPERB trains on recordings of more than 2 s without silence.
         corpus = replace(corpus, min_samples=2 * SAMPLE_RATE + 1, crop=8 * SAMPLE_RATE)
     corpus = measure_corpus(corpus, root, skip_broken, cache)
     return keep_trials(corpus, trials, split, Path(root, "VoxCeleb1"))

@@ -58,7 +58,10 @@ def predict_and_score(model: MultiTask, corpora: dict[str, Corpus],
 def dev_thresholds(model: MultiTask, dev: dict[str, Corpus],
                    features: dict[str, FrozenFeatures | None], workers: int = 0,
                    quiet: bool = False) -> dict[str, float]:
-    """{task: the cosine at which the errors on its dev trials are equal}, for tasks with trials."""
+    """{task: the cosine threshold at the EER of dev}, for tasks with trials.
+
+    predict.py uses it to decide "same speaker"; the reported EER needs no threshold.
+    """
     with_trials = {name: corpus for name, corpus in dev.items() if corpus.trials}
     thresholds = {}
     for name, rows in predict_and_score(model, with_trials, features, workers, quiet).items():

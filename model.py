@@ -55,7 +55,7 @@ LARGE = BASE | {
     "encoder_projection_dropout": 0.0, "encoder_dropout": 0.0, "encoder_attention_dropout": 0.0}
 UNTRAINED = {"random-tiny": TINY, "random-hubert_base": BASE, "random-hubert_large": LARGE}
 
-# Replaces a batches.Batch where the encoder is frozen: cached states (L+1, B, T, D), frames (B,).
+# Replaces a batches.Batch where a frozen encoder's states are cached: (L+1, B, T, D), frames (B,).
 # For a head that needs only the mean over time, the cache holds means: T is 1.
 FrozenBatch = namedtuple("FrozenBatch", "states frames targets ids")
 

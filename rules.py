@@ -224,6 +224,8 @@ def voiced_segments(wave: np.ndarray, gain: float = 1.0) -> list[tuple[int, int]
         elif segment_start is not None and not loud[start]:
             segments.append((segment_start, start))
             segment_start = None
+            # An emptied window stays quiet until its new samples reach LOUD_POWER; `loud` assumes
+            # a full window.
             emptied_at = start + SOX_RUN
             following = squares(wave[emptied_at:emptied_at + RMS_WINDOW], gain)
             refilling = np.cumsum(following) < LOUD_POWER

@@ -6,8 +6,8 @@
     (c)   transfer       the encoder of (b-2) is frozen; the head of the left-out task is trained
     (a+)  control        (b-1) with HuBERT frozen: what does training the heads for longer give?
 
-(b) goes round robin over the tasks: each update draws one batch of every task in turn, and
-minimises the sum of their losses.
+(b), round robin: each update takes one batch of every task, one task after the other, and minimises
+the sum of their losses. A small corpus starts again more often.
 
 The classes with numbers: `tasks.Recipe` is how SUPERB trains one head in (a). `Setting` holds the
 flags that decide results, `options.Options` those that say where and how to run. `Inputs` holds
@@ -40,8 +40,8 @@ class Setting:
 
     name: str = "paper"
     encoder: str = flag("hubert_base", MODEL, "tiny, hubert_base, or a file or folder of weights")
-    precision: str = flag("fp32", MODEL, "bf16: autocast, losses in fp32; a GPU uses bf16 unless "
-                          "this flag says fp32", choices=("fp32", "bf16"))
+    precision: str = flag("fp32", MODEL, "of training; without this flag bf16 on a GPU and fp32 "
+                          "on a CPU; losses are always fp32", choices=("fp32", "bf16"))
     ssl_lr: float | None = flag(None, SSL, "learning rate", above=0)
     ssl_steps: int | None = flag(None, SSL, "updates", least=1)
     ssl_batch: int | None = flag(None, SSL, "utterances per update", least=1)

@@ -129,10 +129,10 @@ def one_embedding(train: Corpus) -> Callable:
 
 
 def constant_turns(train: Corpus) -> Callable:
-    """A number of speakers who talk all the time, from none on: the best number in training."""
+    """K speakers who talk all the time; K is the number with the lowest DER in training."""
 
     def answer(utterance: Utterance, speakers: int) -> list:
-        """So many speakers from the first to the last second."""
+        """Turns of `speakers` speakers, each from the start to the end of the recording."""
         seconds = utterance.samples / SAMPLE_RATE
         return [[str(k), 0.0, seconds] for k in range(speakers)]
 
@@ -200,7 +200,10 @@ TASKS = {task.name: task for task in (
 
 def read_split(name: str, root: Path, split: str, fold: int = 1, skip_broken: bool | str = False,
                cache: Path | None = None) -> Corpus:
-    """One split of a task: of its table where there is one, else of SUPERB's dataset."""
+    """One split of a task: from the user's table (tables.py) if it exists, else from the dataset.
+
+    `skip_broken`: True leaves out broken files, "headers" those whose header shows damage.
+    """
     task = TASKS[name]
     if has_table(name, root):
         check(fold == 1, f"{name}: no folds in {Path(root, name)}.tsv; leave out --fold")

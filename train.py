@@ -86,10 +86,10 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
                   evaluate: Callable) -> None:
     """Train until the last step.
 
-    `network(batches, random_key)` returns the losses; it is the model or its DDP wrapper. Round
-    robin: each step of `batches` holds one batch of every task, and small corpora repeat more
-    often. In the paper, the loss is the plain sum over the tasks (`weighting` "sum"). Each step has
-    one backward pass, one clip and one Adam update.
+    `network(batches, random_key)` returns the losses; it is the model or its DDP wrapper. Each
+    step of `batches` holds one batch of every task (round robin: one task after the other, in one
+    update). In the paper, the loss is the plain sum over the tasks (`weighting` "sum"). Each step
+    has one backward pass, one clip and one Adam update.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     device = model.layer_sum.weights.device
@@ -147,7 +147,7 @@ class Data:
 def train(run: Run, config: RunConfig, options: Options) -> None:
     """Make one run, or continue it: set up, loop, score test.
 
-    Of a finished run only the configuration is compared. Raises RunError if it is another one.
+    A finished run is not trained again. Raises RunError if its configuration differs.
     """
     folder = options.runs / run.name
     recorded = {"encoder": options.encoder, "data": str(options.data.resolve()),
@@ -228,10 +228,10 @@ def test_and_save(session: Session, config: RunConfig, data: Data, options: Opti
 def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dict[str, Corpus]]:
     """{split: {task: corpus}} of a run. Dev is read only where it is used.
 
-    (a) and (c) choose their checkpoint on dev. Tasks with trials take their threshold from it. The
-    run's folder keeps which utterances were left out (skipped.txt) and the labels and audio
-    settings that predict.py needs (inputs.json). Raises RunError if the data changed since the
-    command began.
+    (a) and (c) choose their checkpoint on dev. Tasks with trials take from it the threshold that
+    predict.py uses. The run's folder keeps which utterances were left out (skipped.txt) and the
+    labels and audio settings that predict.py needs (inputs.json). Raises RunError if the data
+    changed since the command began.
     """
     corpora = {"train": {}, "dev": {}, "test": {}}
     for name in run.tasks:
