@@ -1,14 +1,12 @@
 """Nine tasks of SUPERB, read from the folders of their datasets (paper, Section 3.1).
 
-    python data.py DIR                 the data doctor: what is there, and how to get what is not
-    python data.py DIR --task KS ASR   the same for some tasks
+    python data.py DIR --task KS ASR   the data doctor: what is there, how to get what is not
     python data.py DIR --decode        decodes every file too: headers do not reveal all damage
 
 A reader turns the files of one dataset into a `Corpus` (corpus.py), with the splits and labels of
 SUPERB as in the released s3prl code (rules.py). It raises DataError if something is wrong.
-`engine.measure.measure_corpus` measures the lengths. It drops audio that is too short (with `ctc`:
-for its target), and broken files with `skip_broken`. `cache`: a folder that remembers lengths.
-"""
+`measure_corpus` drops audio that is too short (`ctc`: for its target), and with `skip_broken`
+broken files. `cache` is a folder that remembers lengths."""
 import csv
 import os
 from dataclasses import replace

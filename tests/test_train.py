@@ -146,6 +146,15 @@ def test_cached_features_are_those_of_the_encoder_without_dropout(run_train, roo
         torch.testing.assert_close(cached, mean, atol=1e-4, rtol=1e-4, msg=utterance.id)
 
 
+@pytest.mark.parametrize("task", ["ASV", "IC"])
+def test_a_loss_that_is_not_finite_is_named_before_dev_is_scored(run_train, tmp_path, capsys, task):
+    with pytest.raises(SystemExit) as stop:
+        run_train(tmp_path, "--scenario", "ssl", "--task", task, "--ssl-lr", 1e30, "--steps", 6)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and f"ssl-{task}: the " in error and "is not finite at step" in error
+    assert not (tmp_path / f"ssl-{task}" / "result.json").exists()
+
+
 def test_all_makes_the_28_runs_of_table_1():
     everything = tuple(TASKS)
     runs = with_prerequisites(scenario_runs("all", everything, everything), "ssl")
