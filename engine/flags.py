@@ -30,11 +30,11 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, settings: dict[str, o
         title = item.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        defaults = {name: getattr(setting, item.name) for name, setting in settings.items()}
-        if len(defaults) == 1:
-            shown = f"default: {_shown(*defaults.values())}"
+        defaults = {name: _shown(getattr(setting, item.name)) for name, setting in settings.items()}
+        if len(set(defaults.values())) == 1:
+            shown = f"default: {next(iter(defaults.values()))}"
         else:
-            shown = ", ".join(f"{name}: {_shown(value)}" for name, value in defaults.items())
+            shown = ", ".join(f"{name}: {value}" for name, value in defaults.items())
         _add(groups[title], item, f"{item.metadata['text']}{_range_text(item)} ({shown})")
 
 
