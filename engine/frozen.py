@@ -53,7 +53,7 @@ class FrozenFeatures:
         self.first_crop = [0, *itertools.accumulate(counts)]
         self.frames = torch.tensor(index["frames"])  # (crops,)
         self.checksums = index["crc32"]  # of each crop
-        self.checked = bytearray(len(self.checksums))  # 1: this crop was read before
+        self.unchecked = set(range(len(self.checksums)))  # crops that were not read yet
         order = torch.tensor(index["order"])  # the numbers of the crops in the order of the file
         if not order.sort().values.equal(torch.arange(self.first_crop[-1])) or not (
                 len(order) == len(self.frames) == len(self.checksums)):
@@ -89,16 +89,14 @@ class FrozenFeatures:
 
     def _check(self, crops: list[int]) -> None:
         """Compare the checksum of each crop at its first read. Raises RunError if one is wrong."""
-        for crop in crops:
-            if self.checked[crop]:
-                continue
+        for crop in self.unchecked.intersection(crops) if self.unchecked else ():
             start = int(self.starts[crop])
             own = self.data[start : start + int(self.frames[crop]) * self.S * self.D]
             if zlib.crc32(own.numpy()) != self.checksums[crop]:
                 self.path.unlink(missing_ok=True)
                 raise RunError(f"the cache {self.path} is damaged and was deleted; "
                                "the same command makes it again and continues")
-            self.checked[crop] = 1
+            self.unchecked.remove(crop)
 
     def all_batches(self) -> Iterator[FrozenBatch]:
         """Every utterance once, in batches of similar length."""

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -50,7 +50,8 @@ def atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
         message = f"cannot write {path} ({reason}); make room or take another folder"
         raise OSError(message) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def save_json(path: Path, value) -> None:
