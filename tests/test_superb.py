@@ -195,7 +195,10 @@ def test_a_folder_without_labels_is_refused(root, tmp_path, refused):
     refused(folder, "ER", root, "id2label", "it has nothing")
     (folder / "config.json").unlink()
     refused(folder, "ER", root, "has no config.json with the labels")
-    refused(tmp_path / "none", "ER", root, "no such file")
+    refused(tmp_path / "none", "ER", root, "there is no folder", "none")
+    refused("tiny", "ER", root, "there is no folder tiny")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "ER", root, "a folder without weights")
     refused(folder, "ER", tmp_path / "nowhere", "nowhere")
 
 

@@ -121,6 +121,8 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with friendly_errors(args.debug):
+        check(args.folder.is_dir(), f"there is no folder {args.folder}; name the folder of a "
+              "published checkpoint")
         corpus = read_corpus(args.task, args.data, "test")
         model, corpus = load_published(args.folder, corpus)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
