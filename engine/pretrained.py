@@ -48,8 +48,8 @@ def read_weights(source: str) -> tuple[dict, dict[str, Tensor]]:
         if source == "hubert_base":
             content = _download_hubert_base()
         else:
-            path = _find_file(path)
-            content = _read_file(path)
+            path = find_file(path)
+            content = read_file(path)
         return interpret(content, path)
     except EncoderError as error:
         raise EncoderError(f"{path}: {error}") from error.__cause__ or error
@@ -77,7 +77,7 @@ def _download_hubert_base() -> dict:
         raise EncoderError(f"the download is damaged; delete {cached} and try again") from error
 
 
-def _find_file(path: Path) -> Path:
+def find_file(path: Path) -> Path:
     """The file of weights, or the index of several files, that a path means."""
     if path.is_file():
         return path
@@ -95,14 +95,14 @@ def _find_file(path: Path) -> Path:
                        "or folder of weights")
 
 
-def _read_file(path: Path) -> dict:
+def read_file(path: Path) -> dict:
     """The content of one file, or of all the files that an index names."""
     if path.name.endswith(".index.json"):
         content = {}
         for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
             if Path(shard).name != shard or not (path.parent / shard).is_file():
                 raise EncoderError(f"the shard {shard} is not beside it; download it too")
-            content |= _read_file(path.parent / shard)
+            content |= read_file(path.parent / shard)
         return content
     with open(path, "rb") as file:
         head = file.read(512)

@@ -18,10 +18,11 @@ from conftest import SMALL
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "TOUR.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Not run here: tools.bench with HuBERT Base (test_bench.py runs it with narrow heads), the toy
-# corpus (minutes; the fixture `root` is a smaller one), srun (needs Slurm), `make demo` (minutes)
-# and `make test` (would call itself).
-NOT_RUN = ("tools.bench", "toy.synthesis")
+# Not run here: tools.bench with HuBERT Base (test_bench.py runs it with narrow heads), tools.superb
+# (needs a published checkpoint; test_superb.py runs it with random weights), the toy corpus
+# (minutes; the fixture `root` is a smaller one), srun (needs Slurm), `make demo` (minutes) and
+# `make test` (would call itself).
+NOT_RUN = ("tools.bench", "tools.superb", "toy.synthesis")
 COMMAND = re.compile(r"(?:^|`)((?:python|torchrun) [^`#|\n]*(?:\.py|-m )[^`#|\n]*[^`#|\s])",
                      flags=re.MULTILINE)
 
