@@ -196,7 +196,7 @@ def flac_from_a_pipe(path):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (folder_in_place, "(it is a folder)"),
+        (folder_in_place, "(it is a folder, not audio)"),
         (dangling, "(a link to /nowhere/a.wav, which does not exist)"),
         (lambda path: path.write_bytes(b""), "(an empty file)"),
         (git_lfs_pointer, "(damaged or not audio, it begins with version https://git-lfs.)"),
