@@ -6,8 +6,8 @@
     (c)   transfer       the encoder of (b-2) is frozen; the head of the left-out task is trained
     (a+)  control        (b-1) with HuBERT frozen: what does training the heads for longer give?
 
-(b), round robin: each update takes one batch of every task, one task after the other, and minimises
-the sum of their losses. A small corpus starts again more often.
+(b), round robin: each update takes one batch of every task and minimises the sum of their losses.
+All batches of an update go through the encoder in one pass. Small corpora repeat more often.
 
 The classes with numbers: `tasks.Recipe` is how SUPERB trains one head in (a). `Setting` holds the
 flags that decide results, `options.Options` those that say where and how to run. `Inputs` holds
@@ -40,6 +40,7 @@ class Setting:
 
     name: str = "paper"
     encoder: str = flag("hubert_base", MODEL, "tiny, hubert_base, or a file or folder of weights")
+    # options.py replaces this by bf16 on a GPU unless --precision is given.
     precision: str = flag("fp32", MODEL, "of training; without this flag bf16 on a GPU and fp32 "
                           "on a CPU; losses are always fp32", choices=("fp32", "bf16"))
     ssl_lr: float | None = flag(None, SSL, "learning rate", above=0)

@@ -87,9 +87,9 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
     """Train until the last step.
 
     `network(batches, random_key)` returns the losses; it is the model or its DDP wrapper. Each
-    step of `batches` holds one batch of every task (round robin: one task after the other, in one
-    update). In the paper, the loss is the plain sum over the tasks (`weighting` "sum"). Each step
-    has one backward pass, one clip and one Adam update.
+    step of `batches` holds one batch of every task (round robin), and all go through the encoder
+    in one pass. In the paper, the loss is the plain sum over the tasks (`weighting` "sum"). Each
+    step has one backward pass, one clip and one Adam update.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     device = model.layer_sum.weights.device
