@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from corpus import Corpus, load_audio
-from rules import SAMPLE_RATE
 
 WINDOW_BATCHES = 50  # batches in a window, within which utterances are sorted by length
 
@@ -141,18 +140,18 @@ class Steps:
 
 
 def length_sorted_batches(
-    corpus: Corpus, draws: list[tuple[int, int | None]], seconds: float
+    lengths: list[int], draws: list[tuple[int, int | None]], most: float
 ) -> list[list[tuple[int, int | None]]]:
     """Splits draws into batches of similar length, short utterances first.
 
-    A batch holds at most `seconds` of audio with its padding, or a single longer utterance.
+    `lengths` are those of all utterances. With its padding a batch is at most `most` long, in the
+    same unit, or it holds a single longer utterance.
     """
-    lengths = corpus.lengths
     batches = [[]]
     for draw in sorted(draws, key=lambda draw: lengths[draw[0]]):
         length = lengths[draw[0]]  # the longest so far: the batch is padded to it
-        padded_samples = (len(batches[-1]) + 1) * length
-        if batches[-1] and padded_samples > seconds * SAMPLE_RATE:
+        padded = (len(batches[-1]) + 1) * length
+        if batches[-1] and padded > most:
             batches.append([])
         batches[-1].append(draw)
     return batches

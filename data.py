@@ -20,9 +20,9 @@ from engine.files import (DataError, check, data_folder, existing_path, list_unr
 from engine.launch import friendly_errors
 from engine.measure import measure_corpus
 from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, KEYWORDS, LABEL_HOP, PHONEMES, PR_SYMBOLS,
-                   RECEPTIVE_FIELD, SAMPLE_RATE, SF_SYMBOLS, SPEAKERS, TEST_SPEAKERS, VOICES,
-                   clip_turns, decode_slots, diarization_labels, encode, keyword_split, make_trials,
-                   slot_tokens, word_characters)
+                   RECEPTIVE_FIELD, SAMPLE_RATE, SF_SYMBOLS, SPEAKER_CROP, SPEAKERS, TEST_SPEAKERS,
+                   VOICES, clip_turns, decode_slots, diarization_labels, encode, keyword_split,
+                   make_trials, slot_tokens, word_characters)
 
 GET_VOXCELEB = "request it at robots.ox.ac.uk/~vgg/data/voxceleb (CC BY-SA 4.0)"
 GET_LIBRISPEECH = "get LibriSpeech at openslr.org/12 (CC BY 4.0)"
@@ -176,7 +176,7 @@ def read_sid(root, split: str, skip_broken=False, cache: Path | None = None) -> 
     for u in utterances:
         check(u.target >= 0, f"SID: {u.reference} is not among id10001 to id11251 in {file}; "
               "correct it")
-    crop = 8 * SAMPLE_RATE if split == "train" else None
+    crop = SPEAKER_CROP if split == "train" else None
     corpus = Corpus("SID", utterances, SPEAKERS, crop=crop, skipped=skipped)
     return measure_corpus(corpus, root, skip_broken, cache)
 
@@ -210,7 +210,7 @@ def read_asv(root, split: str, skip_broken=False, cache: Path | None = None) -> 
     corpus = Corpus("ASV", utterances, list(speakers), GAIN, trim=True, skipped=skipped)
     if split == "train":
         # SUPERB trains on recordings of more than 2 s without silence.
-        corpus = replace(corpus, min_samples=2 * SAMPLE_RATE + 1, crop=8 * SAMPLE_RATE)
+        corpus = replace(corpus, min_samples=2 * SAMPLE_RATE + 1, crop=SPEAKER_CROP)
     corpus = measure_corpus(corpus, root, skip_broken, cache)
     return keep_trials(corpus, trials, split, Path(root, "VoxCeleb1"))
 

@@ -16,7 +16,7 @@ import torch
 
 from batches import collate, length_sorted_batches, load_ahead
 from corpus import Corpus
-from engine.frozen import ENCODING_SECONDS, FrozenFeatures
+from engine.frozen import ENCODING_SAMPLES, FrozenFeatures
 from engine.launch import friendly_errors, progress, say
 from engine.runs import (FORMAT, RunError, file_digest, load_checkpoint, read_config, read_json,
                          save_json_lines, save_result, weights_digest)
@@ -43,7 +43,7 @@ def predict_and_score(model: MultiTask, corpora: dict[str, Corpus],
             batches = features[name].all_batches()
         else:
             everything = [(i, None) for i in range(len(corpus.utterances))]
-            chunks = length_sorted_batches(corpus, everything, ENCODING_SECONDS)
+            chunks = length_sorted_batches(corpus.lengths, everything, ENCODING_SAMPLES)
             loader = load_ahead(chunks[::-1], workers, functools.partial(collate, corpus))
             batches = progress(loader, f"{name}: predicting", unit="batch", leave=False,
                                disable=quiet, delay=1)
@@ -148,12 +148,12 @@ def load_trained_encoder(folder: Path, config: RunConfig) -> Hubert:
         return load_encoder(str(folder / "checkpoint.pt"))
     saved = read_config(folder)
     source = saved["recorded"]["encoder"]
+    encoder = load_run_encoder(config, source, folder.parent)
     if config.encoder_run:
         source = folder.parent / config.encoder_run
         before = saved["built_on_weights"].get(config.encoder_run)
         now = weights_digest(load_checkpoint(source))
-    encoder = load_run_encoder(config, source, folder.parent)
-    if not config.encoder_run:
+    else:
         before, now = config.encoder, encoder_digest(encoder)
     if now != before:
         raise RunError(f"the weights of {source} changed since {folder} was trained")

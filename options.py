@@ -38,8 +38,8 @@ class Options:
     workers: int = flag(4, MACHINE, "processes that read audio ahead", least=0)
     device: str = flag("cuda" if torch.cuda.is_available() else "cpu", MACHINE, "where to compute",
                        choices=("cuda", "cpu"))
-    jobs: int | None = flag(None, MACHINE, "runs at a time; None: one per core for a tiny encoder "
-                            "on a CPU, else 1", least=1)
+    jobs: int | None = flag(None, MACHINE, "runs at a time", least=1,
+                            none="one per core for a tiny encoder on a CPU, else 1")
     debug: bool = flag(False, MACHINE, "show the traceback of an error")
     encoder: str = ""  # Setting.encoder: where the encoder lies; RunConfig has its digest
     quiet: bool = False  # no progress bars
@@ -102,8 +102,8 @@ def parse_arguments(description: str) -> tuple[argparse.Namespace, Setting, Opti
     add_flags(parser, Options, OPTIONS)
     args = parser.parse_args()
     args.setting = args.setting or ("paper" if args.data else "tiny")
-    args.task = in_table_order(name for names in args.task for name in names)
-    args.tasks = in_table_order(name for names in args.tasks for name in names) or tuple(TASKS)
+    args.task = in_table_order(sum(args.task, []))
+    args.tasks = in_table_order(sum(args.tasks, [])) or tuple(TASKS)
     if args.task and args.scenario in ("mtl", "control", "all"):
         parser.error(f"--task is for ssl, leave-one-out, transfer; {args.scenario} takes --tasks")
     if len(args.tasks) < 2 and args.scenario != "ssl":

@@ -108,6 +108,8 @@ def training_settings(config: RunConfig) -> dict:
 
 # Table 1
 
+CONSTANT = "constant answer"  # a row
+
 
 def row_name(config: RunConfig) -> str:
     """The row of Table 1 that a run belongs to."""
@@ -145,9 +147,6 @@ def table_cells(results: list[Result], intervals: bool = False) -> dict[str, dic
             cells[row][task, metric] = sum(means) / len(means), low, high
     constant = constant_cells(results)
     return {CONSTANT: constant, **cells} if constant else cells
-
-
-CONSTANT = "constant answer"
 
 
 def constant_cells(results: list[Result]) -> dict[tuple, tuple]:

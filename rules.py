@@ -14,6 +14,7 @@ SAMPLE_RATE = 16_000
 RECEPTIVE_FIELD, HOP = 400, 320  # HuBERT: receptive field and stride in samples
 GAIN = 10 ** (-3 / 20)           # KS, ASV: -3 dB
 LABEL_HOP = SAMPLE_RATE // 100   # SD: a label every 10 ms
+SPEAKER_CROP = 8 * SAMPLE_RATE   # SID, ASV: the longest input in training
 
 # ASV: sox's `silence 1 0.1 0.1% -1 0.1 0.1%`. A sample is loud if the RMS of the 20 ms that end
 # with it exceeds 0.1 % of full scale (2**31 - 1). sox truncates the RMS, so the squares of the

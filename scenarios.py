@@ -29,6 +29,7 @@ from tasks import TASKS, Recipe
 
 # The groups of flags in --help
 MODEL, SSL, MTL, TRANSFER = "model", "(a) ssl", "(b) mtl, leave-one-out", "(c) transfer"
+RECIPE = "the task's recipe"  # a default in --help
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Setting:
     # options.py replaces this by bf16 on a GPU unless --precision is given.
     precision: str = flag("fp32", MODEL, "of training; without this flag bf16 on a GPU and fp32 "
                           "on a CPU; losses are always fp32", choices=("fp32", "bf16"))
-    ssl_lr: float | None = flag(None, SSL, "learning rate", above=0)
-    ssl_steps: int | None = flag(None, SSL, "updates", least=1)
-    ssl_batch: int | None = flag(None, SSL, "utterances per update", least=1)
+    ssl_lr: float | None = flag(None, SSL, "learning rate", above=0, none=RECIPE)
+    ssl_steps: int | None = flag(None, SSL, "updates", least=1, none=RECIPE)
+    ssl_batch: int | None = flag(None, SSL, "utterances per update", least=1, none=RECIPE)
     mtl_lr: float = flag(1e-5, MTL, "peak learning rate of encoder and heads", above=0)
     mtl_steps: int = flag(200_000, MTL, "updates, each with a batch of every task", least=1)
     mtl_warmup: int = flag(5_000, MTL, "updates while the rate rises from 0", least=0)

@@ -24,14 +24,14 @@ from corpus import Corpus, Utterance
 from data import cut_recordings, keep_trials
 from engine.files import UNKNOWN_SYMBOL, check, data_folder, read_rttm, read_text
 from engine.measure import measure_corpus
-from rules import GAIN, SAMPLE_RATE, clip_turns, encode, word_characters
+from rules import (ASR_SYMBOLS, GAIN, PR_SYMBOLS, SAMPLE_RATE, SF_SYMBOLS, SPEAKER_CROP,
+                   clip_turns, encode, word_characters)
 
 FORMS = {"KS": "path split label", "SID": "path split label", "ER": "path split label",
          "IC": "path split slot slot", "ASR": "path split text", "PR": "path split phonemes",
          "SF": "path split text", "SD": "path split rttm", "ASV": "path split speaker"}
 TRIALS = "split label path path"
-RESERVED = {"ASR": ["<s>", "<pad>", "</s>", "<unk>", "|"], "PR": ["<pad>", "<eos>", "<unk>"],
-            "SF": ["<pad>", "<eos>", "<unk>", " "]}  # symbol 0 is the CTC blank
+RESERVED = {"ASR": ASR_SYMBOLS[:5], "PR": PR_SYMBOLS[:3], "SF": SF_SYMBOLS[:4]}  # special symbols
 MAX_SPEAKERS = 6  # in one recording: the loss of SD tries all orders of them
 
 
@@ -178,7 +178,7 @@ def class_corpus(task: str, train: list[Row], own: list[Row], root: Path, split:
         return Corpus(task, utterances, labels)
     if task == "KS":  # no crop to the first second: words of your own may be longer
         return Corpus(task, utterances, labels[0], GAIN, balanced=split == "train")
-    crop = 8 * SAMPLE_RATE if task == "SID" and split == "train" else None
+    crop = SPEAKER_CROP if task == "SID" and split == "train" else None
     return Corpus(task, utterances, labels[0], crop=crop)
 
 
@@ -279,7 +279,7 @@ def speaker_corpus(train: list[Row], own: list[Row], root: Path, split: str) -> 
         target = labels.index(row["speaker"]) if row["speaker"] in labels else -1
         utterances.append(row.utterance(root, target, row["speaker"]))
     # unlike in SUPERB, recordings of less than 2 s are trained on
-    crop = 8 * SAMPLE_RATE if split == "train" else None
+    crop = SPEAKER_CROP if split == "train" else None
     return Corpus("ASV", utterances, labels, GAIN, trim=True, crop=crop)
 
 

@@ -144,12 +144,12 @@ class Data:
                                  options.workers, options.quiet)
 
 
-def train(run: Run, config: RunConfig, options: Options) -> None:
+def train(config: RunConfig, options: Options) -> None:
     """Make one run, or continue it: set up, loop, score test.
 
     A finished run is not trained again. Raises RunError if its configuration differs.
     """
-    folder = options.runs / run.name
+    folder = options.runs / config.run.name
     recorded = {"encoder": options.encoder, "data": str(options.data.resolve()),
                 "workers": options.workers, "device": options.device,
                 "skip_broken": options.skip_broken, "command": shlex.join(sys.argv)}
@@ -164,7 +164,7 @@ def train(run: Run, config: RunConfig, options: Options) -> None:
     keep_memory()
     threads = torch.get_num_threads()
     try:
-        model, data = prepare(run, config, options)
+        model, data = prepare(config, options)
         trainable = [p for p in model.parameters() if p.requires_grad]
         # The paper uses Adam. AdamW with weight decay 0 is Adam.
         optimizer = torch.optim.AdamW(trainable, config.lr, weight_decay=config.weight_decay,
@@ -176,22 +176,22 @@ def train(run: Run, config: RunConfig, options: Options) -> None:
                           options.log_every, options.quiet)
         session.resume()
         batches = batches_from(session.step, config, data, options)
-        evaluate = partial(evaluate_on_dev, session, TASKS[run.tasks[0]], data, options)
+        evaluate = partial(evaluate_on_dev, session, TASKS[config.tasks[0]], data, options)
         training_loop(session, network, model, config, batches, evaluate)
         test_and_save(session, config, data, options)
     finally:
         torch.set_num_threads(threads)
 
 
-def prepare(run: Run, config: RunConfig, options: Options) -> tuple[MultiTask, Data]:
+def prepare(config: RunConfig, options: Options) -> tuple[MultiTask, Data]:
     """The model with its first weights, the corpora, and the cached features."""
     with first_process_first():  # it measures the audio once and keeps the lengths on disk
-        corpora = read_corpora(run, config, options)
-    model = make_model(run, config, options, corpora["train"])
+        corpora = read_corpora(config, options)
+    model = make_model(config, options, corpora["train"])
     features = {}
     with first_process_first():
         for split, task_corpora in corpora.items():
-            features[split] = cache_features(model, split, task_corpora, run, config, options)
+            features[split] = cache_features(model, split, task_corpora, config, options)
     if all(cached and cached.pooled for cached in features["train"].values()):
         torch.set_num_threads(1)  # a step on means is so small that threads wait for each other
     return model, Data(corpora, features)
@@ -225,7 +225,7 @@ def test_and_save(session: Session, config: RunConfig, data: Data, options: Opti
     wait_for_all()
 
 
-def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dict[str, Corpus]]:
+def read_corpora(config: RunConfig, options: Options) -> dict[str, dict[str, Corpus]]:
     """{split: {task: corpus}} of a run. Dev is read only where it is used.
 
     (a) and (c) choose their checkpoint on dev. Tasks with trials take from it the threshold that
@@ -234,11 +234,11 @@ def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dic
     changed since the command began.
     """
     corpora = {"train": {}, "dev": {}, "test": {}}
-    for name in run.tasks:
+    for name in config.tasks:
         for split in ("train", "test"):
-            corpora[split][name] = options.read(name, split, run.fold)
+            corpora[split][name] = options.read(name, split, config.fold)
         if config.evaluate_every or corpora["test"][name].trials:
-            corpora["dev"][name] = options.read(name, "dev", run.fold)
+            corpora["dev"][name] = options.read(name, "dev", config.fold)
     inputs, skipped = {}, []
     for split, task_corpora in corpora.items():
         for name, corpus in task_corpora.items():
@@ -250,14 +250,14 @@ def read_corpora(run: Run, config: RunConfig, options: Options) -> dict[str, dic
         inputs[name] = {"labels": corpora["train"][name].labels, "gain": test.gain,
                         "trim": test.trim, "crop": test.crop}
     if rank() == 0:
-        save_json(options.runs / run.name / "inputs.json", inputs)
+        folder = options.runs / config.run.name
+        save_json(folder / "inputs.json", inputs)
         if skipped:
-            save_text(options.runs / run.name / "skipped.txt", "".join(skipped))
+            save_text(folder / "skipped.txt", "".join(skipped))
     return corpora
 
 
-def make_model(run: Run, config: RunConfig, options: Options,
-               train: dict[str, Corpus]) -> MultiTask:
+def make_model(config: RunConfig, options: Options, train: dict[str, Corpus]) -> MultiTask:
     """The model of a run with its first weights; parts that are not trained are frozen."""
     encoder = load_run_encoder(config, options.encoder, options.runs)
     if not config.encoder_run and encoder_digest(encoder) != config.encoder:
@@ -266,18 +266,18 @@ def make_model(run: Run, config: RunConfig, options: Options,
     classes = {name: corpus.classes for name, corpus in train.items()}
     model = build_model(config, encoder, classes)
     if config.heads == "ssl":
-        start_from_ssl(model, run, options.runs)
+        start_from_ssl(model, config, options.runs)
     freeze(model, config)
     return model.to(options.device)
 
 
-def start_from_ssl(model: MultiTask, run: Run, runs: Path) -> None:
+def start_from_ssl(model: MultiTask, config: RunConfig, runs: Path) -> None:
     """Load the heads of (a), and only them: the weights of the layers start equal again.
 
     The paper does not say where the heads of (b) and (c) start. The released code does this.
     """
-    for name in run.tasks:
-        folder = runs / Run("ssl", (name,), seed=run.seed, fold=run.fold).name
+    for name in config.tasks:
+        folder = runs / Run("ssl", (name,), seed=config.seed, fold=config.fold).name
         prefix = f"heads.{name}."
         weights = {}
         for key, tensor in load_checkpoint(folder)["model"].items():
@@ -290,20 +290,20 @@ def start_from_ssl(model: MultiTask, run: Run, runs: Path) -> None:
             raise RunError(message) from error
 
 
-def cache_features(model: MultiTask, split: str, corpora: dict[str, Corpus], run: Run,
+def cache_features(model: MultiTask, split: str, corpora: dict[str, Corpus],
                    config: RunConfig, options: Options) -> dict[str, FrozenFeatures | None]:
     """{task: cached hidden states of a frozen encoder}; None means that it runs at every step."""
     if not model.encoder.frozen:
         return dict.fromkeys(corpora)
     # All runs of (a) share the cache of the pretrained encoder. A run of (c) has a cache of its
     # own, and deletes it at its end.
-    folder = options.runs / run.name if config.encoder_run else options.runs
+    folder = options.runs / config.run.name if config.encoder_run else options.runs
     training = split == "train"
     found = {}
     for name, corpus in corpora.items():
         pooled = caches_means(model.heads[name], training and config.augment)
         found[name] = cache_states(model.encoder, corpus, training, pooled, folder / "cache",
-                                   options.cache_gb, run.seed, options.workers, options.quiet)
+                                   options.cache_gb, config.seed, options.workers, options.quiet)
     return found
 
 
@@ -371,10 +371,10 @@ def train_in_subprocess(run: Run, configs: dict[Run, RunConfig], options: Option
 def train_with_lock(run: Run, configs: dict[Run, RunConfig], options: Options) -> None:
     """Train a run. If another command is training it, wait until it is finished."""
     if world_size() > 1:  # the processes of one command share the run
-        train(run, configs[run], replace(options, quiet=options.quiet or rank() > 0))
+        train(configs[run], replace(options, quiet=options.quiet or rank() > 0))
         return
     with locked(options.runs / run.name / "run"):
-        train(run, configs[run], options)
+        train(configs[run], options)
 
 
 def run_command(args: argparse.Namespace, setting: Setting, options: Options) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.files import some
 from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 
 # (dimensions, does each convolution have a layer norm): attention heads, of published models and
@@ -108,7 +109,7 @@ def interpret(content: dict, path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _unwrap(content: dict) -> tuple[object, dict[str, Tensor]]:
-    """-> what a content holds as "config" beside the weights, and the weights."""
+    """The value of "config" in a file (None if there is none), and its weights."""
     config = None
     wrapped = True
     while wrapped:
@@ -219,15 +220,12 @@ def _fairseq_settings(content: dict) -> tuple[str, dict]:
 
 def _configuration(state: dict[str, Tensor], known: dict) -> dict:
     """Sizes from the tensors; the rest from `known` (None: not known) or from published models."""
-    convolutions, hop, seen = [], 1, 1
+    convolutions = []
     for number, stride in enumerate(known.get("strides") or STRIDES):
         name = f"feature_extractor.conv_layers.{number}.conv.weight"
         channels, _, kernel = _shape(state, name)
         convolutions.append((channels, kernel, stride))
-        seen, hop = seen + (kernel - 1) * hop, hop * stride
-    if (seen, hop) != (RECEPTIVE_FIELD, HOP):
-        raise EncoderError(f"a frame of it sees {seen} samples, every {hop}; HuBERT's sees "
-                           f"{RECEPTIVE_FIELD}, every {HOP}")
+    check_frames(convolutions)
     if "encoder.feature_projection.layer_norm.weight" not in state:
         raise EncoderError("no layer norm before its projection (feat_proj_layer_norm=false, as in "
                            "DistilHuBERT), which this network does not compute")
@@ -256,6 +254,19 @@ def _configuration(state: dict[str, Tensor], known: dict) -> dict:
         "normalize_waveform": layer_norms if normalize is None else normalize,
         "normalize_epsilon": known.get("normalize_epsilon", 1e-5),
         **(PRE_NORM_DROPOUT if norm_first else POST_NORM_DROPOUT)}
+
+
+def check_frames(convolutions: list[tuple[int, int, int]]) -> None:
+    """Raises EncoderError unless a frame sees 400 samples, every 320.
+
+    `convolutions`: (channels, kernel, stride) of each.
+    """
+    seen, hop = 1, 1
+    for _, kernel, stride in convolutions:
+        seen, hop = seen + (kernel - 1) * hop, hop * stride
+    if (seen, hop) != (RECEPTIVE_FIELD, HOP):
+        raise EncoderError(f"a frame of it sees {seen} samples, every {hop}; HuBERT's sees "
+                           f"{RECEPTIVE_FIELD}, every {HOP}")
 
 
 def _shape(state: dict[str, Tensor], name: str) -> torch.Size:
@@ -288,13 +299,6 @@ def _read_json(file: Path) -> dict:
         return dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
         raise EncoderError(f"{file.name} beside it is damaged ({error})") from error
-
-
-def some(items) -> str:
-    """The first three of many names."""
-    items = [str(item) for item in items]
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return (", ".join(items[:3]) or "nothing") + more
 
 
 def _note(path: Path, text: str) -> None:

@@ -29,6 +29,13 @@ def check(ok, problem: str) -> None:
         raise DataError(problem)
 
 
+def some(items) -> str:
+    """The first three of many names."""
+    items = [str(item) for item in items]
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return (", ".join(items[:3]) or "nothing") + more
+
+
 def printable(text: str) -> str:
     """The text with escapes for control characters and for bytes of names that are not UTF-8."""
     characters = text.encode("utf-8", "backslashreplace").decode()
@@ -60,8 +67,7 @@ def existing_path(task: str, folder: Path, names: tuple[str, ...], advice: str) 
     while not os.path.isdir(nearest):
         nearest = nearest.parent
     there = sorted(name for name in list_folder(task, nearest) if not name.startswith("."))
-    holds = ", ".join(there[:4]) + (f" and {len(there) - 4} more" if len(there) > 4 else "")
-    holds = f" ({nearest} holds {holds})" if there else ""
+    holds = f" ({nearest} holds {some(there)})" if there else ""
     raise DataError(f"{task}: nothing called {' or '.join(names)} in {folder}{holds}; {advice}")
 
 

@@ -7,13 +7,15 @@ from dataclasses import field, fields
 from typing import get_args
 
 
-def flag(default, group: str, text: str, least=None, above=None, most=None, choices=None):
+def flag(default, group: str, text: str, least=None, above=None, most=None, choices=None,
+         none: str = ""):
     """A dataclass field that is also a flag: its default, its group and text in --help, its range.
 
     A number is at least `least`, greater than `above`, at most `most`; text is one of `choices`.
+    `none` says in --help what a default of None means.
     """
     limits = {"least": least, "above": above, "most": most}
-    metadata = {"group": group, "text": text, "choices": choices, "limits": limits}
+    metadata = {"group": group, "text": text, "choices": choices, "limits": limits, "none": none}
     return field(default=default, metadata=metadata)
 
 
@@ -30,7 +32,10 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, settings: dict[str, o
         title = item.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        defaults = {name: _shown(getattr(setting, item.name)) for name, setting in settings.items()}
+        defaults = {}
+        for name, setting in settings.items():
+            value = getattr(setting, item.name)
+            defaults[name] = item.metadata["none"] if value is None else str(value)
         if len(set(defaults.values())) == 1:
             shown = f"default: {next(iter(defaults.values()))}"
         else:
@@ -87,11 +92,6 @@ def _range_text(item) -> str:
     """The range of a field for --help."""
     text = limits_text(**item.metadata["limits"])
     return f";{text}" if text else ""
-
-
-def _shown(value) -> str:
-    """A default in --help."""
-    return "the task's recipe" if value is None else str(value)
 
 
 def given(kind: type, args: argparse.Namespace) -> dict:

@@ -19,19 +19,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from batches import collate, length_sorted_batches, load_ahead
 from corpus import Corpus
-from engine.launch import progress
+from engine.launch import progress, say
 from engine.measure import audio_digests
 from engine.runs import RunError, atomic_file, locked, save_json
 from model import FrozenBatch, Hubert, encoder_digest, frame_count
+from rules import SAMPLE_RATE
 
 FORMAT = 3  # changes whenever the content of a cache file changes
 MAX_CROPS = 16  # of one long training recording
-ENCODING_SECONDS = 20  # of padded audio that go through a frozen encoder together
-BATCH_SECONDS = 200  # of padded features that a head reads together in an evaluation
+ENCODING_SAMPLES = 20 * SAMPLE_RATE  # of padded audio that a frozen encoder reads together
+BATCH_FRAMES = 10_000  # of padded features (200 s) that a head reads together in an evaluation
 
 
 class FrozenFeatures:
@@ -42,7 +42,8 @@ class FrozenFeatures:
     crop (`pooled`, T = 1), exact up to rounding. Other heads need all frames: CTC has a loss over
     frames, and other heads have LSTMs or ReLUs before the mean.
 
-    Raises OSError, ValueError, KeyError or TypeError if the file or its index is damaged.
+    Raises OSError, ValueError, KeyError, TypeError or RuntimeError if the file or its index is
+    damaged.
     """
 
     def __init__(self, corpus: Corpus, counts: list[int], path: Path):
@@ -89,7 +90,7 @@ class FrozenFeatures:
 
     def _check(self, crops: list[int]) -> None:
         """Compare the checksum of each crop at its first read. Raises RunError if one is wrong."""
-        for crop in self.unchecked.intersection(crops) if self.unchecked else ():
+        for crop in self.unchecked.intersection(crops):
             start = int(self.starts[crop])
             own = self.data[start : start + int(self.frames[crop]) * self.S * self.D]
             if zlib.crc32(own.numpy()) != self.checksums[crop]:
@@ -100,16 +101,10 @@ class FrozenFeatures:
 
     def all_batches(self) -> Iterator[FrozenBatch]:
         """Every utterance once, in batches of similar length."""
-        first_frames = [int(self.frames[crop]) for crop in self.first_crop[:-1]]
-        order = sorted(range(len(first_frames)), key=first_frames.__getitem__)
-        group = []
-        for i in order:
-            if group and (len(group) + 1) * first_frames[i] > BATCH_SECONDS * 50:
-                yield self.batch(group)
-                group = []
-            group.append((i, None))
-        if group:
-            yield self.batch(group)
+        first_frames = self.frames[self.first_crop[:-1]].tolist()
+        draws = [(i, None) for i in range(len(first_frames))]
+        for batch_draws in length_sorted_batches(first_frames, draws, BATCH_FRAMES):
+            yield self.batch(batch_draws)
 
 
 def caches_means(head, augment: bool) -> bool:
@@ -152,8 +147,8 @@ def cache_states(encoder: Hubert, corpus: Corpus, training: bool, pooled: bool, 
         raise ValueError("an encoder with dropout has no fixed states; call eval() first")
     gigabytes = cache_gigabytes(encoder, corpus, training, pooled)
     if gigabytes > room_gb:
-        tqdm.write(f"{corpus.task}: its features would take {gigabytes:.1f} GB "
-                   f"(--cache-gb {room_gb:g}): the encoder runs at each step")
+        say(f"{corpus.task}: its features would take {gigabytes:.1f} GB "
+            f"(--cache-gb {room_gb:g}): the encoder runs at each step")
         return None
     counts = crop_counts(corpus, training)
     path = folder / f"{_digest(encoder, corpus, training, pooled, seed)}.f32"
@@ -194,7 +189,7 @@ def _write_states(encoder: Hubert, corpus: Corpus, counts: list[int], training: 
             draws.append((i, i * MAX_CROPS + crop if training else None))
     crop_of = {draw: crop for crop, draw in enumerate(draws)}
     frames, checksums, order = [0] * len(draws), [0] * len(draws), []
-    batches = length_sorted_batches(corpus, draws, ENCODING_SECONDS)
+    batches = length_sorted_batches(corpus.lengths, draws, ENCODING_SAMPLES)
     loader = load_ahead(batches, workers, functools.partial(collate, corpus, seed=seed))
     bar = progress(loader, title, unit="batch", leave=False, disable=quiet, delay=1)
     with atomic_file(path) as file:

@@ -214,7 +214,7 @@ class ForgivingStream:
 
 # Errors
 
-CAUSES = {  # a part of a RuntimeError's text: what the user can do about it
+CAUSES = {  # a part of an error's text: what the user can do about it
     "shared memory": "the shared memory (/dev/shm) is too small for the processes that read audio; "
     "use --workers 0, or start the container with a larger --shm-size",
     "DataLoader worker": "a process that reads audio was killed; the same command continues from "
@@ -234,8 +234,8 @@ CAUSES = {  # a part of a RuntimeError's text: what the user can do about it
 def friendly_errors(debug: bool = False, after_stop: str = "") -> Iterator[None]:
     """Guard a program: user errors print one line and exit with code 2; anything else is a bug.
 
-    Ctrl-C prints one line, which `after_stop` ends, and exits with code 130. Output never stops the
-    work.
+    Ctrl-C prints one line that ends with `after_stop`, and exits with code 130. Output never stops
+    the work.
     """
     streams = sys.stdout, sys.stderr
     sys.unraisablehook = _ignore_loader_end  # also after the end of this block
@@ -266,7 +266,11 @@ def _ignore_loader_end(problem) -> None:
 def _explanation(error: Exception) -> str | None:
     """What to tell the user about an error; None if it is a bug of ours."""
     text = " ".join(str(error).split())
+    # An OSError without a number is one of ours, too: its sentence names the file.
+    ours = isinstance(error, OSError) and error.errno is None
+    if ours or isinstance(error, DataError | EncoderError | RunError):
+        return text
     for sign, explanation in CAUSES.items():
-        if sign in text and not isinstance(error, DataError | EncoderError | RunError):
+        if sign in text:
             return explanation
     return None if isinstance(error, RuntimeError | ValueError) else text

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from corpus import Corpus, Utterance
 from engine.audio import decode_audio, header_samples
 from engine.files import DataError, check, printable
+from engine.launch import progress
 from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, ctc_frames, voiced_segments
 
 LENGTH_RULE = "decoded length, version 1"  # changes whenever decoding or trimming changes
@@ -85,7 +85,7 @@ def measure_corpus(corpus: Corpus, root, skip_broken: bool | str, cache: Path | 
     pool = ThreadPoolExecutor()
     lengths = [pool.submit(measure_samples, corpus, u, memory) for u in corpus.utterances]
     try:
-        for u, length in zip(corpus.utterances, tqdm(lengths, title, delay=2, leave=False)):
+        for u, length in zip(corpus.utterances, progress(lengths, title, delay=2, leave=False)):
             try:
                 samples = length.result()
             except DataError as error:

@@ -15,7 +15,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from engine.architecture import EncoderError, interpret, some
+from engine.architecture import EncoderError, interpret
+from engine.files import some
 
 TINY_FILE = Path(__file__).parent.parent / "toy" / "tiny_hubert.pt"
 NAMES = ("tiny", "hubert_base", "random-tiny", "random-hubert_base", "random-hubert_large")

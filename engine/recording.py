@@ -74,7 +74,7 @@ def encode_recording(model: MultiTask, wave: Tensor, title: str) -> Tensor:
 
 @contextmanager
 def normalized_as_a_whole(encoder: Hubert, wave: Tensor) -> Iterator[Tensor]:
-    """A wave (n,) whose parts the encoder normalises, within the block, as it does the whole wave.
+    """The wave (n,); in the block, its parts are normalised with the statistics of the whole.
 
     With statistics of its own, a window of silence would become as loud as speech.
     """

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,12 +47,25 @@ def atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or error
-        message = f"cannot write {path} ({reason}); make room or take another folder"
-        raise OSError(message) from error
+        raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def cannot_write(path: Path, error: Exception) -> OSError:
+    """An OSError whose message says what cannot be written, why, and what to do."""
+    reason = getattr(error, "strerror", None) or error
+    return OSError(f"cannot write {path} ({reason}); make room or take another folder")
+
+
+def check_writable(path: Path) -> None:
+    """Raises OSError, before any work is done, if nothing can be made at `path`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def save_json(path: Path, value) -> None:
@@ -108,7 +122,8 @@ def _damaged(path: Path, reason) -> RunError:
     """The error for a file that is not what a run writes."""
     if isinstance(reason, OSError):
         reason = reason.strerror
-    return RunError(f"no JSON in {path} ({reason}); delete {path.parent} and train again")
+    return RunError(f"{path} is missing or damaged ({reason}); delete {path.parent} and train "
+                    "again")
 
 
 @contextmanager
@@ -137,7 +152,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def save_checkpoint(folder: Path, state: dict) -> None:
     """Write checkpoint.pt, atomically. `state` holds tensors, numbers, text, dicts and lists."""
-    content = io.BytesIO()  # torch.save into memory: a full disk is then met by atomic_file
+    content = io.BytesIO()  # saved into memory first, so that atomic_file reports a full disk
     torch.save(state | {"format": FORMAT}, content)
     with atomic_file(folder / "checkpoint.pt") as file:
         file.write(content.getbuffer())
@@ -148,7 +163,10 @@ def load_checkpoint(folder: Path) -> dict:
     path = folder / "checkpoint.pt"
     try:
         state = load_tensors(path)
-        return {key: state[key] for key in ("model", "step", "best", "seconds")} | state
+        missing = {"model", "step", "best", "seconds"} - state.keys()
+        if missing:
+            raise KeyError(f"no {', '.join(sorted(missing))}")
+        return state
     except Exception as error:  # a damaged file can fail in any way
         raise RunError(f"no checkpoint of ours, or a damaged one, in {path}; "
                        "delete its run and train again") from error

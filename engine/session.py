@@ -123,7 +123,7 @@ class Session:
             raise KeyboardInterrupt(f"{self.folder.name}: stopped after step {self.step} and saved")
 
     def finish(self) -> dict:
-        """Load the best weights, if dev was scored; save without Adam's state; return that."""
+        """Load the best weights, if dev was scored. Save without Adam's state, and return that."""
         if self.best:
             self.model.load_state_dict(self.best["model"], strict=False)  # it has no encoder
         self.log.close()

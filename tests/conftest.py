@@ -1,4 +1,4 @@
-"""What the tests share: a toy corpus of a few utterances per split, train.py in this process."""
+"""What the tests share: a toy corpus of a few utterances per split, programs in this process."""
 
 import json
 import sys
@@ -14,9 +14,14 @@ from evaluate import write_result
 from scenarios import SETTINGS, Inputs, Run, make_config
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+SPLITS = ("train", "dev", "test")
 SMALL = """--ssl-steps 2 --ssl-batch 2 --mtl-steps 2 --mtl-warmup 1 --mtl-batch 2
     --transfer-steps 2 --transfer-warmup 1 --transfer-batch 2 --evaluate-every 1 --save-every 1
     --log-every 1 --jobs 1 --device cpu --setting tiny --encoder random-tiny""".split()
+# Probabilities that two speakers are active, in twelve frames
+TWO_SPEAKERS = [(0.9, 0.1), (0.8, 0.2), (0.4, 0.2), (0.7, 0.6), (0.9, 0.7), (0.2, 0.9),
+                (0.5, 0.9), (0.5, 0.45), (0.9, 0.9), (0.1, 0.9), (0.1, 0.1), (0.6, 0.3)]
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +32,50 @@ def root(tmp_path_factory) -> Path:
     return folder
 
 
-def call_train(*flags) -> None:
-    """train.py in this process; SystemExit is what the shell would see."""
+def run_main(main, *flags):
+    """main() with these flags on the command line; SystemExit is what the shell would see."""
+    program = main.__module__.replace(".", "/") + ".py"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train.py", *SMALL, *map(str, flags)])
-        train.main()
+        patch.setattr(sys, "argv", [program, *map(str, flags)])
+        return main()
+
+
+def call_train(*flags) -> None:
+    """train.py in this process, with small settings."""
+    run_main(train.main, *SMALL, *flags)
+
+
+@pytest.fixture
+def output_of(capsys):
+    """output_of(run, *arguments): what run(*arguments) prints."""
+
+    def output(run, *arguments) -> str:
+        capsys.readouterr()
+        run(*arguments)
+        return capsys.readouterr().out
+
+    return output
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(run, arguments, words): run(*arguments) exits with code 2 and one line on stderr.
+
+    The line has all the words. With alone=False other lines may precede it: the usage that
+    argparse prints, a progress bar."""
+
+    def refuse(run, arguments, *words: str, alone: bool = True) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert stop.value.code == 2 and lines, lines
+        assert len(lines) == 1 or not alone, lines
+        for word in words:
+            assert word in lines[-1], lines
+        return lines[-1]
+
+    return refuse
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +85,12 @@ def workshop(root, tmp_path_factory) -> Path:
     folders = ("--runs", out / "runs", "--out", out / "figures")
     call_train("--scenario", "all", "--data", root, *folders)
     return out
+
+
+@pytest.fixture
+def runs(workshop) -> Path:
+    """All runs of Table 1, two steps each."""
+    return workshop / "runs"
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_chunks_hold_each_draw_once_and_little_audio():
     lengths = np.random.default_rng(0).integers(8_000, 30 * 16_000, 100).tolist() + [100 * 16_000]
     corpus = corpus_of(101, lengths)
     draws = [(i, None) for i in range(101)]
-    chunks = length_sorted_batches(corpus, draws, seconds=60)
+    chunks = length_sorted_batches(corpus.lengths, draws, 60 * 16_000)
     assert sorted(sum(chunks, [])) == draws and chunks[-1] == [(100, None)]
     for chunk in chunks[:-1]:
         assert len(chunk) * max(lengths[i] for i, _ in chunk) <= 60 * 16_000

@@ -6,17 +6,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, run_main
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tools import bench
 from model import BASE, TINY, Hubert
 
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -33,18 +32,15 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "TASKS", narrow)
 
 
-def run(monkeypatch, *arguments: str) -> None:
+def run_bench(*arguments: str) -> None:
     """python -m tools.bench, on a few utterances."""
     small = ["--encoder", "tiny", "--device", "cpu", "--utterances", "4", "--repeats", "1"]
-    monkeypatch.setattr(sys, "argv", ["bench.py", *small, *arguments])
-    bench.main()
+    run_main(bench.main, *small, *arguments)
 
 
-def test_json_has_a_row_for_each_measurement_with_values_that_can_be_true(
-    small, monkeypatch, capsys
-):
-    run(monkeypatch, "--json")
-    rows = {row["what"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+def test_json_has_a_row_for_each_measurement_with_values_that_can_be_true(small, output_of):
+    lines = output_of(run_bench, "--json").splitlines()
+    rows = {row["what"]: row for row in map(json.loads, lines)}
     assert set(rows) >= {
         "matrix product, fp32",
         "reading .flac, one core",
@@ -66,22 +62,22 @@ def test_json_has_a_row_for_each_measurement_with_values_that_can_be_true(
     assert step["x real time"] * step["ms"] / 1000 == pytest.approx(audio, rel=1e-3)
 
 
-def test_the_table_is_aligned(small, monkeypatch, capsys):
-    run(monkeypatch)
-    heading, *lines = capsys.readouterr().out.splitlines()
+def test_the_table_is_aligned(small, output_of):
+    heading, *lines = output_of(run_bench).splitlines()
     end = heading.index("ms") + 2
     assert len(lines) == 12 and all(line[end - 1].isdigit() and line[end] == " " for line in lines)
 
 
-def test_arguments_that_make_no_sense_are_one_sentence(monkeypatch, capsys):
-    for arguments in (["--repeats", "0"], ["--utterances", "-1"], ["--repeats", "two"]):
-        with pytest.raises(SystemExit, match="2"):
-            run(monkeypatch, *arguments)
-        assert f"error: argument {arguments[0]}: invalid positive" in capsys.readouterr().err
+def test_arguments_that_make_no_sense_are_one_sentence(monkeypatch, refused):
+    for flag, text, problem in (
+        ("--repeats", "0", "0 is out of range: 1 or more"),
+        ("--utterances", "-1", "-1 is out of range: 1 or more"),
+        ("--repeats", "two", "two is not a whole number"),
+    ):
+        refused(run_bench, [flag, text], f"error: argument {flag}: {problem}", alone=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, "--device", "cuda")
-    assert "error: --device cuda: PyTorch finds no GPU\n" in capsys.readouterr().err
+    error = refused(run_bench, ["--device", "cuda"], alone=False)
+    assert error.endswith("error: --device cuda: PyTorch finds no GPU")
 
 
 def test_bench_starts_as_a_module():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import SPLITS, run_main
 from test_data import AUDIO, READERS, copy, doctor, no_decoding, pristine  # noqa: F401
 
 import data
@@ -19,7 +20,6 @@ from engine.audio import header_samples
 from engine.files import DataError, list_unread, printable
 from engine.measure import FileMemory, corpus_digest
 
-SPLITS = ("train", "dev", "test")
 
 
 def error_of(task, root, split="train", **options):
@@ -137,7 +137,7 @@ def test_audio_of_other_kinds_is_counted_and_never_dropped_in_silence(copy, task
     assert len(said) == 2 and said[0].startswith("2 .m4a files in ")
     assert said[0].endswith(f"such as {beside.with_name('other0.m4a')}")
     assert said[1].startswith("1 .opus file in ")
-    wrong, text = doctor(monkeypatch, capsys, copy, "--task", task)
+    wrong, text = doctor(capsys, copy, "--task", task)
     assert not wrong and f"{task} train: {said[0]}." in text.splitlines()
 
 
@@ -244,7 +244,7 @@ def test_a_name_that_is_not_utf8_is_read(copy, task, tmp_path):
     assert corpus_digest(after) != digest  # an id has changed
 
 
-def test_sentences_about_odd_names_are_printable(copy, monkeypatch, capsys):
+def test_sentences_about_odd_names_are_printable(copy, capsys):
     folder = os.fsencode(copy / "speech_commands_test_set_v0.01/yes")
     for name in (b"\xe9_nohash_0.wav", b"a\n\x1b[31m_nohash_0.wav", b"\xe9.m4a"):
         with open(folder + b"/" + name, "wb") as file:
@@ -253,7 +253,7 @@ def test_sentences_about_odd_names_are_printable(copy, monkeypatch, capsys):
     assert said.isprintable() and said.encode()
     skipped = data.read_ks(copy, "test", skip_broken=True).skipped
     assert len(skipped) == 3 and all(text.isprintable() and text.encode() for text in skipped)
-    wrong, text = doctor(monkeypatch, capsys, copy, "--task", "KS")
+    wrong, text = doctor(capsys, copy, "--task", "KS")
     assert wrong and text.encode() and all(line.isprintable() for line in text.splitlines())
     assert printable("caf\udce9\t") == "caf\\udce9\\t"
 
@@ -345,18 +345,16 @@ def test_a_memory_keeps_what_was_stored(tmp_path):
 # ---------------------------------------------------------------- the doctor
 
 
-def test_the_doctor_can_be_asked_about_some_tasks(copy, monkeypatch, capsys):
+def test_the_doctor_can_be_asked_about_some_tasks(copy, capsys, refused):
     shutil.rmtree(copy / "VoxCeleb1")
-    wrong, text = doctor(monkeypatch, capsys, copy, "--task", "ks", "ASR")
+    wrong, text = doctor(capsys, copy, "--task", "ks", "ASR")
     rows = [line.split()[0] for line in text.splitlines()[1:3]]
     assert not wrong and rows == ["KS", "ASR"] and "VoxCeleb" not in text
-    with pytest.raises(SystemExit) as stop:
-        doctor(monkeypatch, capsys, copy, "--task", "XYZ")
-    assert stop.value.code == 2 and "XYZ" in capsys.readouterr().err
+    refused(run_main, [data.main, copy, "--task", "XYZ"], "XYZ", alone=False)
 
 
-def test_the_doctor_prints_a_digest_per_split_when_it_decodes(copy, monkeypatch, capsys):
-    _, text = doctor(monkeypatch, capsys, copy, "--decode")
+def test_the_doctor_prints_a_digest_per_split_when_it_decodes(copy, capsys):
+    _, text = doctor(capsys, copy, "--decode")
     for task in READERS:
         for split in SPLITS:
             line = rf"^{task} {split}: the digest of its content is \w{{32}}\.$"

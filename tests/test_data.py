@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import SPLITS, TWO_SPEAKERS, run_main
 from torch.utils.data import DataLoader
 
 import corpus as corpora
@@ -90,12 +90,8 @@ def test_vocabularies_have_the_sizes_and_places_of_superb():
         Z ZH""".split()
     )
     assert KEYWORDS == "yes no up down left right on off stop go _unknown_ _silence_".split()
-    assert (SPEAKERS[0], SPEAKERS[269], SPEAKERS[-1], len(SPEAKERS)) == (
-        "id10001",
-        "id10270",
-        "id11251",
-        1251,
-    )
+    assert (SPEAKERS[0], SPEAKERS[269], SPEAKERS[-1]) == ("id10001", "id10270", "id11251")
+    assert len(SPEAKERS) == 1251
     assert EMOTIONS == ["neu", "hap", "ang", "sad"] and list(map(len, VOICES.values())) == [8, 4, 4]
     tags = "B-object_name ", " E-playlist", "B-facility ", " E-facility"
     assert [SNIPS.index(tag) for tag in tags] == [31, 34, 107, 108]
@@ -151,20 +147,14 @@ def test_words_are_decoded_as_in_the_released_code(ids, words):
             "PLAY B-artist FOO FIGHTERS E-artist IN B-playlist_owner MY E-playlist_owner "
             "B-playlist LIST E-playlist",
         ),
-        (
-            "BOS ADD SONG TO HITS PLEASE ! EOS\tO O O O O O O AddToPlaylist",
-            "ADD SONG TO HITS PLEASE ",
-        ),
+        ("BOS ADD SONG TO HITS PLEASE ! EOS\tO O O O O O O AddToPlaylist",
+         "ADD SONG TO HITS PLEASE "),
         ("BOS PLAY THE BAND . EOS\tO O O O artist PlayMusic", "PLAY THE BAND "),
         ("BOS THE BAND . EOS\tO O artist artist PlayMusic", "THE B-artist BAND "),
-        (
-            "BOS R & B , POP EOS\tO genre genre genre genre genre PlayMusic",
-            "B-genre R AND B POP E-genre",
-        ),
-        (
-            "BOS RATE IT 5 STARS EOS\tO O O rating_value rating_unit RateBook",
-            "RATE IT B-rating_value <unk> E-rating_value B-rating_unit STARS E-rating_unit",
-        ),
+        ("BOS R & B , POP EOS\tO genre genre genre genre genre PlayMusic",
+         "B-genre R AND B POP E-genre"),
+        ("BOS RATE IT 5 STARS EOS\tO O O rating_value rating_unit RateBook",
+         "RATE IT B-rating_value <unk> E-rating_value B-rating_unit STARS E-rating_unit"),
     ],
 )
 def test_slots_become_tags_as_in_the_released_code(line, text):
@@ -173,41 +163,8 @@ def test_slots_become_tags_as_in_the_released_code(line, text):
 
 def test_slot_ids_of_the_worked_example():
     assert tagged(WORKED_EXAMPLE) == [
-        19,
-        15,
-        4,
-        28,
-        3,
-        39,
-        9,
-        18,
-        18,
-        3,
-        9,
-        12,
-        10,
-        11,
-        23,
-        8,
-        21,
-        22,
-        40,
-        3,
-        12,
-        17,
-        3,
-        67,
-        16,
-        28,
-        68,
-        3,
-        33,
-        15,
-        12,
-        22,
-        23,
-        34,
-        1,
+        19, 15, 4, 28, 3, 39, 9, 18, 18, 3, 9, 12, 10, 11, 23, 8, 21, 22, 40, 3,
+        12, 17, 3, 67, 16, 28, 68, 3, 33, 15, 12, 22, 23, 34, 1,
     ]
     assert 1 not in tagged(
         "BOS HELLO ! EOS\tO O O Greet"
@@ -384,11 +341,8 @@ def columns(labels):
 @pytest.mark.parametrize(
     "turns, samples, expected",
     [
-        (
-            [("100", 0.02, 0.08), ("20", 0.05, 0.12)],
-            3200,
-            ["00111111000000000000", "00000111111100000000"],
-        ),
+        ([("100", 0.02, 0.08), ("20", 0.05, 0.12)], 3200,
+         ["00111111000000000000", "00000111111100000000"]),
         ([("a", 0.005, 0.015), ("b", 0.025, 0.035)], 1600, ["1100000000", "0011000000"]),
         ([("a", 0, 0.06), ("b", 0.06, 0.12)], 2560, ["1111110000000000", "0000001111110000"]),
         ([("a", 0, 0.2)], 3279, ["1" * 20, "0" * 20]),
@@ -408,22 +362,6 @@ def test_a_turn_that_spans_a_whole_chunk_is_kept():
     )  # L4: the released code loses the middle of a
     chunks = [columns(labels[start : start + 6]) for start in (0, 6, 12)]
     assert chunks == [["011111", "000001"], ["111111", "111000"], ["1110", "0000"]]
-
-
-REC_A = [
-    (0.9, 0.1),
-    (0.8, 0.2),
-    (0.4, 0.2),
-    (0.7, 0.6),
-    (0.9, 0.7),
-    (0.2, 0.9),
-    (0.5, 0.9),
-    (0.5, 0.45),
-    (0.9, 0.9),
-    (0.1, 0.9),
-    (0.1, 0.1),
-    (0.6, 0.3),
-]
 
 
 @pytest.mark.parametrize(
@@ -446,8 +384,8 @@ def test_probabilities_become_turns_as_in_the_released_code(median, threshold, f
         for k, text in enumerate((first, second))
         for start, length in (turn.split("+") for turn in text.split())
     ]
-    assert decode_turns(["0", "1"], REC_A, threshold, median) == expected
-    assert decode_turns(["0", "1"], torch.tensor(REC_A), threshold, median) == expected
+    assert decode_turns(["0", "1"], TWO_SPEAKERS, threshold, median) == expected
+    assert decode_turns(["0", "1"], torch.tensor(TWO_SPEAKERS), threshold, median) == expected
 
 
 def test_the_median_filter_erodes_the_ends():
@@ -517,10 +455,8 @@ def write_speech_commands(root):
 def write_voxceleb(root):
     """Three speakers for training, two for the test, three recordings of each."""
     split = []
-    for part, names in (
-        ("dev", ("id10001", "id10002", "id11251")),
-        ("test", ("id10270", "id10271")),
-    ):
+    for part, names in (("dev", ("id10001", "id10002", "id11251")),
+                        ("test", ("id10270", "id10271"))):
         for name in names:
             for k in (1, 2, 3):
                 wav(
@@ -538,7 +474,7 @@ def write_voxceleb(root):
 
 def write_libri2mix(root):
     """One recording per split, of two speakers."""
-    for split in ("train", "dev", "test"):
+    for split in SPLITS:
         wav(root / f"Libri2Mix/{split}/m.wav", 21.01)
         text(root / f"diarization/{split}/wav.scp", f"m Libri2Mix/{split}/m.wav")
         text(
@@ -553,11 +489,8 @@ def write_libri2mix(root):
 def write_fluent(root):
     """Three intents per split."""
     for split in ("train", "valid", "test"):
-        rows = [
-            ("increase", "heat", "none"),
-            ("bring", "shoes", "none"),
-            ("increase", "heat", "kitchen"),
-        ]
+        rows = [("increase", "heat", "none"), ("bring", "shoes", "none"),
+                ("increase", "heat", "kitchen")]
         text(
             root / f"fluent_speech_commands_dataset/data/{split}_data.csv",
             ",path,speakerId,transcription,action,object,location",
@@ -581,12 +514,8 @@ def write_snips(root):
         root / "SNIPS/all.iob.snips.txt",
         *(
             f"{id} BOS PLAY ABBA EOS\tO O artist PlayMusic"
-            for id in (
-                "Ivy-snips-train-0",
-                "Amy-snips-valid-0",
-                "Emma-snips-test-0",
-                "Ivy-snips-train-9",
-            )
+            for id in ("Ivy-snips-train-0", "Amy-snips-valid-0", "Emma-snips-test-0",
+                       "Ivy-snips-train-9")
         ),
     )
 
@@ -651,7 +580,7 @@ def test_every_reader_finds_what_is_there(copy):
         "ER": (16, 4, 5),
     }
     for task, read in READERS.items():
-        for split, count in zip(("train", "dev", "test"), counts[task]):
+        for split, count in zip(SPLITS, counts[task]):
             corpus = pickle.loads(
                 pickle.dumps(read(str(copy), split))
             )  # the workers of a DataLoader get it this way
@@ -664,10 +593,8 @@ def test_every_reader_finds_what_is_there(copy):
 
 def test_phonemes_are_the_first_pronunciation_and_unknown_words_are_listed(copy):
     corpus = data.read_pr(copy, "train")
-    assert [u.reference for u in corpus.utterances] == [
-        "AH0 K AE1 B".split(),
-        "D AE1 B AH0".split(),
-    ]
+    first, second = (u.reference for u in corpus.utterances)
+    assert first == "AH0 K AE1 B".split() and second == "D AE1 B AH0".split()
     assert corpus.skipped == ("1-2-0002: ZOO is not in the lexicon",)
     assert [decode_phonemes(corpus.labels, u.target) for u in corpus.utterances] == [
         u.reference for u in corpus.utterances
@@ -711,22 +638,16 @@ def test_clips_shorter_than_a_frame_are_left_out(copy):
 
 def test_keywords_have_superbs_classes_and_noise_is_silence(copy):
     corpus = data.read_ks(copy, "train")
-    assert [(u.target, u.reference) for u in corpus.utterances] == [
-        (11, "_silence_"),
-        (10, "_unknown_"),
-        (0, "yes"),
-    ]
+    found = [(u.target, u.reference) for u in corpus.utterances]
+    assert found == [(11, "_silence_"), (10, "_unknown_"), (0, "yes")]
     assert corpus.balanced and not data.read_ks(copy, "dev").balanced
     noise = data.read_ks(copy, "dev").utterances[0]
     assert (
         noise.reference == "_silence_"
         and len(load_audio(noise, data.read_ks(copy, "dev"))) == 16_000
     )
-    assert [u.reference for u in data.read_ks(copy, "test").utterances] == [
-        "_silence_",
-        "_unknown_",
-        "yes",
-    ]
+    references = [u.reference for u in data.read_ks(copy, "test").utterances]
+    assert references == ["_silence_", "_unknown_", "yes"]
     assert decode_label(corpus.labels, 11) == "_silence_" and corpus.classes == 12
 
 
@@ -771,10 +692,8 @@ def test_verification_trains_on_sorted_speakers_with_more_than_two_seconds(copy)
         "id10002/v3/00001.wav is too short"
     )
     test = data.read_asv(copy, "test")
-    assert test.trials == (
-        (1, "id10270/v1/00001.wav", "id10270/v2/00001.wav"),
-        (0, "id10270/v1/00001.wav", "id10271/v1/00001.wav"),
-    )
+    assert test.trials == ((1, "id10270/v1/00001.wav", "id10270/v2/00001.wav"),
+                           (0, "id10270/v1/00001.wav", "id10271/v1/00001.wav"))
     assert {u.id for u in test.utterances} == {name for trial in test.trials for name in trial[1:]}
     assert test.classes == 3
 
@@ -783,10 +702,8 @@ def test_verification_dev_speakers_of_a_list_do_not_train(copy):
     assert {
         a.split("/")[0] == b.split("/")[0] for _, a, b in data.read_asv(copy, "dev").trials
     } == {True, False}
-    same, other = (
-        ("id10001/v1/00001.wav", "id10001/v3/00001.wav"),
-        ("id10001/v1/00001.wav", "id10002/v1/00001.wav"),
-    )
+    same, other = (("id10001/v1/00001.wav", "id10001/v3/00001.wav"),
+                   ("id10001/v1/00001.wav", "id10002/v1/00001.wav"))
     (copy / "VoxCeleb1/veri_dev.txt").write_text(f"1 {' '.join(same)}\n0 {' '.join(other)}\n")
     assert {u.reference for u in data.read_asv(copy, "train").utterances} == {"id11251"}
     assert data.read_asv(copy, "dev").trials == ((1, *same), (0, *other))
@@ -824,10 +741,8 @@ def no_decoding(patch):
 
 def test_files_are_decoded_once_for_their_silence_and_for_skip_broken(copy, tmp_path, monkeypatch):
     def read():
-        return [
-            data.read_asv(copy, "train", cache=tmp_path / "cache"),
-            data.read_ks(copy, "train", skip_broken=True, cache=tmp_path / "cache"),
-        ]
+        return [data.read_asv(copy, "train", cache=tmp_path / "cache"),
+                data.read_ks(copy, "train", skip_broken=True, cache=tmp_path / "cache")]
 
     before = read()
     (memory,) = (tmp_path / "cache").iterdir()
@@ -847,16 +762,12 @@ def test_diarization_is_cut_into_20_seconds_for_training_only(copy):
     first, second = data.read_sd(copy, "train").utterances
     assert (first.start, first.stop, second.start, second.stop) == (0, 320_000, 320_000, 336_160)
     assert first.target.shape == (2000, 2) and second.target.shape == (101, 2)
-    assert columns(second.target) == [
-        "1" * 100 + "0",
-        "1" * 50 + "0" * 51,
-    ]  # "100" sorts before "7"
+    # "100" sorts before "7"
+    assert columns(second.target) == ["1" * 100 + "0", "1" * 50 + "0" * 51]
     assert second.reference == [["7", 0.0, pytest.approx(0.5)], ["100", 0.0, pytest.approx(1.0)]]
     (whole,) = data.read_sd(copy, "test").utterances
-    assert whole.target.shape == (2101, 2) and whole.reference == [
-        ["7", 0.0, 20.5],
-        ["100", 19.0, 21.0],
-    ]
+    assert whole.target.shape == (2101, 2)
+    assert whole.reference == [["7", 0.0, 20.5], ["100", 19.0, 21.0]]
 
 
 @pytest.mark.parametrize(
@@ -882,12 +793,8 @@ def test_recordings_are_cut_as_in_the_released_code_but_for_a_rest_below_one_fra
 
 def test_wav_scp_of_another_machine_is_read_below_this_folder(copy):
     here = data.read_sd(copy, "dev")
-    for place in (
-        "/home/somebody/Libri2Mix",
-        copy / "Libri2Mix",
-        "../../Libri2Mix",
-        "/x/Libri2Mix/old/Libri2Mix",
-    ):
+    for place in ("/home/somebody/Libri2Mix", copy / "Libri2Mix", "../../Libri2Mix",
+                  "/x/Libri2Mix/old/Libri2Mix"):
         (copy / "diarization/dev/wav.scp").write_text(f"m {place}/dev/m.wav\n")
         there = data.read_sd(copy, "dev")
         assert [Path(u.path) for u in there.utterances] == [Path(u.path) for u in here.utterances]
@@ -930,9 +837,7 @@ def test_emotion_folds_are_sessions_and_dev_is_the_draw_of_the_released_code(cop
 
 def test_files_that_a_mac_leaves_behind_are_not_read(copy):
     def found():
-        corpora = [
-            read(copy, split) for read in READERS.values() for split in ("train", "dev", "test")
-        ]
+        corpora = [read(copy, split) for read in READERS.values() for split in SPLITS]
         return [([u.id for u in corpus.utterances], corpus.skipped) for corpus in corpora]
 
     before = found()
@@ -953,7 +858,7 @@ def test_iemocap_may_keep_the_name_of_its_archive(copy, name):
 def test_the_toy_corpus_is_read_by_every_reader(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for task, read in READERS.items():
-        for split in ("train", "dev", "test"):
+        for split in SPLITS:
             corpus = read(root, split)
             assert corpus.utterances and not corpus.skipped, (task, split, corpus.skipped)
             assert len(load_audio(corpus.utterances[0], corpus)) >= RECEPTIVE_FIELD
@@ -1039,11 +944,8 @@ FAULTS = {  # what is done to a file, where it shows, and what is said
     "missing": (Path.unlink, "header", "no readable audio .no such file."),
     "empty": (lambda path: path.write_bytes(b""), "header", "no readable audio .an empty file."),
     "cut short": (cut_short, "header", "only a part of the audio"),
-    "text": (
-        lambda path: path.write_text("hello\n" * 99),
-        "header",
-        "no readable audio .damaged or not audio, it begins with hello",
-    ),
+    "text": (lambda path: path.write_text("hello\n" * 99), "header",
+             "no readable audio .damaged or not audio, it begins with hello"),
     "no samples": (lambda path: soundfile.write(path, np.zeros(0), 16_000), "header", "no "),
     "not a number": (
         lambda path: soundfile.write(path, np.full(40_000, np.nan), 16_000, subtype="FLOAT"),
@@ -1160,19 +1062,20 @@ def test_a_file_that_breaks_in_mid_run_is_one_sentence_from_a_worker_too(copy):
     assert re.fullmatch(sentence, str(error.value))
 
 
-LIBRI, VOX = "LibriSpeech/train-clean-100/1/2/1-2", "VoxCeleb1/"
+VOX = "VoxCeleb1/"
 LEXICON = "LibriSpeech/librispeech-lexicon-200k-g2p.txt"
-TRANS, IDEN, TRIALS = LIBRI + ".trans.txt", VOX + "iden_split.txt", VOX + "veri_test.txt"
+TRANS = "LibriSpeech/train-clean-100/1/2/1-2.trans.txt"
+IDEN, TRIALS = VOX + "iden_split.txt", VOX + "veri_test.txt"
 FLUENT = "fluent_speech_commands_dataset/data/train_data.csv"
 IEMO = "IEMOCAP/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
 SNIPS_TEXT, SCP, RTTM = "SNIPS/all.iob.snips.txt", "diarization/dev/wav.scp", "diarization/dev/rttm"
 TEXTS = [
     ("PR", "train", LEXICON),
-    ("PR", "train", LIBRI + ".trans.txt"),
-    ("ASR", "train", LIBRI + ".trans.txt"),
-    ("SID", "train", VOX + "iden_split.txt"),
+    ("PR", "train", TRANS),
+    ("ASR", "train", TRANS),
+    ("SID", "train", IDEN),
     ("ASV", "dev", VOX + "veri_dev.txt"),
-    ("ASV", "test", VOX + "veri_test.txt"),
+    ("ASV", "test", TRIALS),
     ("SD", "test", "diarization/test/wav.scp"),
     ("SD", "test", "diarization/test/rttm"),
     ("IC", "train", FLUENT),
@@ -1181,10 +1084,10 @@ TEXTS = [
     ("ER", "test", IEMO),
 ]
 PATHS = [  # (task, split, file, what stands where a part of a path does)
-    ("PR", "train", LIBRI + ".trans.txt", "1-2-0000"),
-    ("ASR", "train", LIBRI + ".trans.txt", "1-2-0000"),
-    ("SID", "train", VOX + "iden_split.txt", "v1/00001.wav"),
-    ("ASV", "test", VOX + "veri_test.txt", "v1/00001.wav"),
+    ("PR", "train", TRANS, "1-2-0000"),
+    ("ASR", "train", TRANS, "1-2-0000"),
+    ("SID", "train", IDEN, "v1/00001.wav"),
+    ("ASV", "test", TRIALS, "v1/00001.wav"),
     ("ASV", "dev", VOX + "veri_dev.txt", "v1/00001.wav"),
     ("SD", "dev", SCP, "Libri2Mix/dev/m.wav"),
     ("SD", "dev", SCP, "dev/m.wav"),
@@ -1209,187 +1112,81 @@ PATHS = [  # (task, split, file, what stands where a part of a path does)
             for task, split, path in TEXTS
         ),
         *(
-            (
-                task,
-                split,
-                replaced(path, name, "../" * 12 + "etc/passwd"),
-                "the path .*/etc/passwd.* points outside the data folder",
-            )
+            (task, split, replaced(path, name, "../" * 12 + "etc/passwd"),
+             "the path .*/etc/passwd.* points outside the data folder")
             for task, split, path, name in PATHS
         ),
         *(
-            (
-                task,
-                split,
-                replaced(path, name, "/etc/passwd"),
-                "/etc/passwd.* points outside the data folder|malformed|no such file",
-            )
+            (task, split, replaced(path, name, "/etc/passwd"),
+             "/etc/passwd.* points outside the data folder|malformed|no such file")
             for task, split, path, name in PATHS
         ),
-        (
-            "PR",
-            "train",
-            removed("LibriSpeech"),
-            "nothing called LibriSpeech/librispeech-lexicon-200k-g2p.txt or",
-        ),
-        (
-            "ASR",
-            "train",
-            removed("LibriSpeech/train-clean-100"),
-            "nothing called LibriSpeech/train-clean-100",
-        ),
-        (
-            "ASR",
-            "train",
-            replaced(TRANS, " A CAB", ""),
-            "line 1 .1-2-0000..* is mal.*trans.txt",
-        ),
-        (
-            "PR",
-            "train",
-            replaced(TRANS, " A CAB", ""),
-            "line 1 .1-2-0000..* is mal.*trans.txt",
-        ),
+        ("PR", "train", removed("LibriSpeech"),
+         "nothing called LibriSpeech/librispeech-lexicon-200k-g2p.txt or"),
+        ("ASR", "train", removed("LibriSpeech/train-clean-100"),
+         "nothing called LibriSpeech/train-clean-100"),
+        ("ASR", "train", replaced(TRANS, " A CAB", ""), "line 1 .1-2-0000..* is mal.*trans.txt"),
+        ("PR", "train", replaced(TRANS, " A CAB", ""), "line 1 .1-2-0000..* is mal.*trans.txt"),
         ("ASR", "train", replaced(TRANS, "1-2-0001", "1-2-0000"), "1-2-0000 is listed twice"),
         ("PR", "train", replaced(TRANS, "1-2-0001", "1-2-0000"), "1-2-0000 is listed twice"),
         ("PR", "train", replaced(LEXICON, "K AE1", "K QQ"), r"line 2 .CAB\\tK QQ B"),
         ("KS", "train", removed("speech_commands_v0.01"), "nothing called speech_commands_v0.01"),
-        (
-            "KS",
-            "test",
-            removed("speech_commands_test_set_v0.01"),
-            "nothing called speech_commands_test_set_v0.01",
-        ),
-        (
-            "KS",
-            "test",
-            written("speech_commands_test_set_v0.01/cat/a.wav", b""),
-            "unknown class cat",
-        ),
+        ("KS", "test", removed("speech_commands_test_set_v0.01"),
+         "nothing called speech_commands_test_set_v0.01"),
+        ("KS", "test", written("speech_commands_test_set_v0.01/cat/a.wav", b""),
+         "unknown class cat"),
         ("SID", "train", removed(IDEN), "nothing called VoxCeleb1/iden_split.txt or"),
         ("SID", "train", replaced(IDEN, "1 id10001", "4 id10001"), "line 1 .* is malformed"),
         ("SID", "train", replaced(IDEN, "1 id10001", "1 id19999"), "id19999 is not among id10001"),
-        (
-            "SID",
-            "train",
-            replaced(IDEN, "1 id10002/v1", "1 id10001/v1"),
-            "id10001/v1/00001.wav is listed twice",
-        ),
-        (
-            "SID",
-            "train",
-            replaced(IDEN, "id10001/v1", "id10001/v9"),
-            "no such file. in .*v9/00001.wav",
-        ),
-        (
-            "SID",
-            "dev",
-            replaced(IDEN, "id10271/v2", "id10271/v9"),
-            "in .*test/wav/id10271/v9/00001.wav",
-        ),
+        ("SID", "train", replaced(IDEN, "1 id10002/v1", "1 id10001/v1"),
+         "id10001/v1/00001.wav is listed twice"),
+        ("SID", "train", replaced(IDEN, "id10001/v1", "id10001/v9"),
+         "no such file. in .*v9/00001.wav"),
+        ("SID", "dev", replaced(IDEN, "id10271/v2", "id10271/v9"),
+         "in .*test/wav/id10271/v9/00001.wav"),
         ("ASV", "test", removed(TRIALS), "no test trials .veri_test.txt."),
-        (
-            "ASV",
-            "test",
-            replaced(TRIALS, "id10271/v1", "id10271/v7"),
-            "no such file. in .*id10271/v7/00001.wav",
-        ),
+        ("ASV", "test", replaced(TRIALS, "id10271/v1", "id10271/v7"),
+         "no such file. in .*id10271/v7/00001.wav"),
         ("ASV", "test", replaced(TRIALS, "0 id", "2 id"), "line 2 .* is malformed"),
         ("ASV", "train", removed(VOX + "dev"), "nothing called VoxCeleb1/dev/wav or VoxCeleb1/wav"),
         ("SD", "dev", removed(RTTM), "nothing called rttm"),
         ("SD", "dev", replaced(RTTM, "19.0", "soon"), "line 2 .* is malformed in .*rttm"),
-        (
-            "SD",
-            "dev",
-            replaced(RTTM, "\tm\t", "\tother\t"),
-            "m of wav.scp is missing in .*dev/rttm",
-        ),
-        (
-            "SD",
-            "dev",
-            replaced(RTTM, "\n", "\nSPEAKER m 1 1 1 <NA> <NA> 3 <NA>\n"),
-            "m has 3 speakers",
-        ),
-        (
-            "SD",
-            "dev",
-            replaced(RTTM, "19.0", "99.0"),
-            "a turn of m ends at 1.* s, after the recording",
-        ),
-        (
-            "SD",
-            "dev",
-            written(SCP, b"m Libri2Mix/dev/m.wav\nm Libri2Mix/dev/m.wav\n"),
-            "m is listed twice",
-        ),
+        ("SD", "dev", replaced(RTTM, "\tm\t", "\tother\t"),
+         "m of wav.scp is missing in .*dev/rttm"),
+        ("SD", "dev", replaced(RTTM, "\n", "\nSPEAKER m 1 1 1 <NA> <NA> 3 <NA>\n"),
+         "m has 3 speakers"),
+        ("SD", "dev", replaced(RTTM, "19.0", "99.0"),
+         "a turn of m ends at 1.* s, after the recording"),
+        ("SD", "dev", written(SCP, b"m Libri2Mix/dev/m.wav\nm Libri2Mix/dev/m.wav\n"),
+         "m is listed twice"),
         ("SD", "dev", replaced(SCP, "m.wav", "n.wav"), "no such file. in .*Libri2Mix/dev/n.wav"),
-        (
-            "IC",
-            "train",
-            replaced(FLUENT, "action", "deed"),
-            "the header line .,path,.*deed.* has no column action in .*train_data.csv",
-        ),
-        (
-            "IC",
-            "train",
-            replaced(FLUENT, ",heat,none", ",heat"),
-            "line 2 has no location in .*train_data.csv",
-        ),
+        ("IC", "train", replaced(FLUENT, "action", "deed"),
+         "the header line .,path,.*deed.* has no column action in .*train_data.csv"),
+        ("IC", "train", replaced(FLUENT, ",heat,none", ",heat"),
+         "line 2 has no location in .*train_data.csv"),
         ("IC", "train", replaced(FLUENT, 'this"', "this"), "line 3 has no action in"),
-        (
-            "IC",
-            "train",
-            replaced(FLUENT, "wavs/train1", "wavs/train0"),
-            "wavs/train0.wav is listed twice",
-        ),
-        (
-            "IC",
-            "dev",
-            replaced(FLUENT.replace("train", "valid"), "shoes", "socks"),
-            "'socks'.* is unknown to train",
-        ),
+        ("IC", "train", replaced(FLUENT, "wavs/train1", "wavs/train0"),
+         "wavs/train0.wav is listed twice"),
+        ("IC", "dev", replaced(FLUENT.replace("train", "valid"), "shoes", "socks"),
+         "'socks'.* is unknown to train"),
         ("SF", "train", removed("SNIPS/slots.txt"), "nothing called slots.txt"),
-        (
-            "SF",
-            "train",
-            replaced("SNIPS/slots.txt", "artist", "painter"),
-            "Ivy-snips-train-0 has unknown slots",
-        ),
+        ("SF", "train", replaced("SNIPS/slots.txt", "artist", "painter"),
+         "Ivy-snips-train-0 has unknown slots"),
         ("SF", "train", replaced(SNIPS_TEXT, "O O artist", "O artist"), "Ivy-.*not one per word"),
         ("SF", "train", replaced(SNIPS_TEXT, "PLAY ABBA ", ""), "line 1 .* is malformed"),
-        (
-            "SF",
-            "train",
-            replaced(SNIPS_TEXT, "train-9", "train-0"),
-            "Ivy-snips-train-0 is listed twice in .*.iob",
-        ),
-        (
-            "SF",
-            "train",
-            written("SNIPS/train/Ivy-snips-train-0.mp3", b""),
-            "Ivy-snips-train-0 is listed twice",
-        ),
-        (
-            "SF",
-            "train",
-            removed("SNIPS/train/Ivy-snips-train-0.wav"),
-            "no usable utterance .none is listed.",
-        ),
-        (
-            "ER",
-            "train",
-            removed("IEMOCAP/Session3"),
-            "nothing called Session3/dialog/EmoEvaluation",
-        ),
+        ("SF", "train", replaced(SNIPS_TEXT, "train-9", "train-0"),
+         "Ivy-snips-train-0 is listed twice in .*.iob"),
+        ("SF", "train", written("SNIPS/train/Ivy-snips-train-0.mp3", b""),
+         "Ivy-snips-train-0 is listed twice"),
+        ("SF", "train", removed("SNIPS/train/Ivy-snips-train-0.wav"),
+         "no usable utterance .none is listed."),
+        ("ER", "train", removed("IEMOCAP/Session3"),
+         "nothing called Session3/dialog/EmoEvaluation"),
         ("ER", "test", replaced(IEMO, "\tneu\t", " neu "), "is malformed"),
         ("ER", "test", replaced(IEMO, "\tneu\t", "\tnue\t"), "is malformed"),
         ("ER", "test", replaced(IEMO, "F001", "F000"), "Ses01F_impro01_F000 is listed twice"),
-        (
-            "ER",
-            "test",
-            removed("IEMOCAP/Session1/sentences/wav/Ses01F_impro01/"),
-            "no such file. in .*F000.wav",
-        ),
+        ("ER", "test", removed("IEMOCAP/Session1/sentences/wav/Ses01F_impro01/"),
+         "no such file. in .*F000.wav"),
     ],
 )
 def test_broken_data_is_named_in_one_sentence(copy, task, split, breaking, words):
@@ -1448,14 +1245,13 @@ def test_recordings_without_a_line_in_the_transcripts_are_listed(copy):
 # ---------------------------------------------------------------- the doctor
 
 
-def doctor(monkeypatch, capsys, *arguments):
+def doctor(capsys, *arguments):
     """Exit status and output of `python data.py ARGUMENTS`."""
-    monkeypatch.setattr(sys, "argv", ["data.py", *map(str, arguments)])
-    return data.main(), capsys.readouterr().out
+    return run_main(data.main, *arguments), capsys.readouterr().out
 
 
-def test_the_doctor_finds_nothing_wrong_with_a_whole_corpus(copy, monkeypatch, capsys):
-    wrong, text = doctor(monkeypatch, capsys, copy, "--decode")
+def test_the_doctor_finds_nothing_wrong_with_a_whole_corpus(copy, capsys):
+    wrong, text = doctor(capsys, copy, "--decode")
     assert not wrong and "none" not in text and "PR train: 1 left out, as 1-2-0002: ZOO" in text
     assert all(
         f"{count:,}" in text
@@ -1465,8 +1261,8 @@ def test_the_doctor_finds_nothing_wrong_with_a_whole_corpus(copy, monkeypatch, c
     )
 
 
-def test_the_doctor_says_what_to_get_where_and_under_which_licence(tmp_path, monkeypatch, capsys):
-    wrong, text = doctor(monkeypatch, capsys, tmp_path)
+def test_the_doctor_says_what_to_get_where_and_under_which_licence(tmp_path, capsys):
+    wrong, text = doctor(capsys, tmp_path)
     assert wrong and text.count("none / ") == 26
     for task, source in data.HOW_TO_GET.items():
         found = re.findall(
@@ -1475,28 +1271,20 @@ def test_the_doctor_says_what_to_get_where_and_under_which_licence(tmp_path, mon
         assert found and re.search(r"\(.*(CC BY|form|academic|licence).*\)", source)
 
 
-def test_the_doctor_of_a_folder_that_is_not_there_says_so(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as stop:
-        doctor(monkeypatch, capsys, tmp_path / "not/there")
-    assert (
-        stop.value.code == 2
-        and f"There is no folder {tmp_path / 'not/there'};" in capsys.readouterr().err
-    )
+def test_the_doctor_of_a_folder_that_is_not_there_says_so(tmp_path, refused):
+    folder = tmp_path / "not/there"
+    refused(run_main, [data.main, folder], f"There is no folder {folder};")
 
 
-def test_the_doctor_lists_each_broken_file_once_and_goes_on(copy, monkeypatch, capsys):
+def test_the_doctor_lists_each_broken_file_once_and_goes_on(copy, capsys):
     for path in (AUDIO["PR"], AUDIO["SID"], AUDIO["IC"]):
         (copy / path).unlink()
     cut_short(copy / AUDIO["ER"])
-    wrong, text = doctor(monkeypatch, capsys, copy)
+    wrong, text = doctor(capsys, copy)
     lines = text.splitlines()
     assert wrong and lines[-1] == "Problems: 4."
-    for task, path in (
-        ("PR, ASR", AUDIO["PR"]),
-        ("SID", AUDIO["SID"]),
-        ("IC", AUDIO["IC"]),
-        ("ER", AUDIO["ER"]),
-    ):
+    for task, path in (("PR, ASR", AUDIO["PR"]), ("SID", AUDIO["SID"]), ("IC", AUDIO["IC"]),
+                       ("ER", AUDIO["ER"])):
         assert sum(line.startswith(f"{task}: ") and path in line for line in lines) == 1
 
 
@@ -1506,8 +1294,8 @@ def test_the_doctor_decodes_only_when_asked(copy, monkeypatch, capsys):
     noise(44_100, 2)(copy / "SNIPS/train/Ivy-snips-train-0.wav")
     with monkeypatch.context() as patch:
         no_decoding(patch)
-        wrong, text = doctor(monkeypatch, capsys, copy)
+        wrong, text = doctor(capsys, copy)
     assert not wrong and "SF train: 1 not at 16 kHz (convert them to save time), as " in text
     assert text.endswith("Problems: 0.\n")
-    wrong, text = doctor(monkeypatch, capsys, copy, "--decode")
+    wrong, text = doctor(capsys, copy, "--decode")
     assert wrong and f"IC: samples that are not finite in {path}; " in text

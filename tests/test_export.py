@@ -4,13 +4,12 @@ import errno
 import json
 import os
 import shutil
-import sys
 
 import pytest
 import torch
 from encoder_tools import alone, speech
 
-from conftest import call_train
+from conftest import call_train, run_main
 from engine.architecture import POST_NORM_DROPOUT
 from evaluate import finished_config, load_trained_encoder
 from model import TINY, encoder_digest, load_encoder, random_encoder
@@ -53,32 +52,9 @@ def runs(root, tmp_path_factory):
     return runs
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """call(run, folder): what the program prints."""
-
-    def run(source, folder) -> str:
-        monkeypatch.setattr(sys, "argv", ["export", "--run", str(source), "--out", str(folder)])
-        capsys.readouterr()
-        export.main()
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def refused(call, capsys):
-    """refused(run, folder, words): the program prints one line with these words, exits with 2."""
-
-    def run(source, folder, *words: str) -> None:
-        with pytest.raises(SystemExit) as stop:
-            call(source, folder)
-        error = capsys.readouterr().err.strip().splitlines()
-        assert stop.value.code == 2 and len(error) == 1, error
-        for word in words:
-            assert word in error[0]
-
-    return run
+def run_export(run, folder) -> None:
+    """tools/export.py in this process."""
+    run_main(export.main, "--run", run, "--out", folder)
 
 
 def assert_equal(loaded, expected):
@@ -90,9 +66,9 @@ def assert_equal(loaded, expected):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_encoder_of_a_run_is_read_back_exactly(name, runs, tmp_path, call):
+def test_the_encoder_of_a_run_is_read_back_exactly(name, runs, tmp_path, output_of):
     out = tmp_path / "deep" / "folder"
-    assert str(out) in call(runs / name, out)
+    assert str(out) in output_of(run_export, runs / name, out)
     files = ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert sorted(path.name for path in out.iterdir()) == files
     expected = load_trained_encoder(runs / name, finished_config(runs / name))
@@ -117,20 +93,20 @@ def test_with_the_settings_that_a_reader_assumes_the_digest_is_the_same(tmp_path
     assert encoder_digest(load_encoder(str(tmp_path / "out"))) == encoder_digest(encoder)
 
 
-def test_an_exported_encoder_can_be_trained_on(runs, root, tmp_path, call, run_train):
-    call(runs / RUNS[0], tmp_path / "out")
+def test_an_exported_encoder_can_be_trained_on(runs, root, tmp_path, output_of, run_train):
+    output_of(run_export, runs / RUNS[0], tmp_path / "out")
     run_train(tmp_path, "--scenario", "ssl", "--task", "KS", "--encoder", tmp_path / "out")
     assert (tmp_path / "ssl-KS" / "result.json").exists()
 
 
-def test_another_epsilon_is_noted(runs, tmp_path, call, monkeypatch):
-    assert "note:" not in call(runs / RUNS[0], tmp_path / "one")
+def test_another_epsilon_is_noted(runs, tmp_path, output_of, monkeypatch):
+    assert "note:" not in output_of(run_export, runs / RUNS[0], tmp_path / "one")
     for epsilon, noted in ((1e-5, True), (1e-7, False)):
         config = TINY | {"normalize_waveform": True, "normalize_epsilon": epsilon}
         encoder = random_encoder(config)
         monkeypatch.setattr(export, "load_trained_encoder", lambda *_: encoder)
         out = tmp_path / str(epsilon)
-        assert ("epsilon 1e-05, and readers" in call(runs / RUNS[0], out)) == noted
+        assert ("epsilon 1e-05, and readers" in output_of(run_export, runs / RUNS[0], out)) == noted
         assert json.loads((out / "preprocessor_config.json").read_text())["do_normalize"] is True
 
 
@@ -187,21 +163,21 @@ def test_in_a_padded_batch_transformers_differs_where_there_is_a_group_norm(name
 
 def test_a_run_that_cannot_be_exported_is_one_sentence(runs, tmp_path, refused):
     out = tmp_path / "out"
-    refused(tmp_path / "mtl-all", out, "there is no run", "mtl-all")
+    refused(run_export, [tmp_path / "mtl-all", out], "there is no run", "mtl-all")
     shutil.copytree(runs / "ssl-KS", tmp_path / "ssl-KS")
     (tmp_path / "ssl-KS" / "result.json").unlink()
-    refused(tmp_path / "ssl-KS", out, "ssl-KS is not finished", "continues it")
+    refused(run_export, [tmp_path / "ssl-KS", out], "ssl-KS is not finished", "continues it")
     shutil.copytree(runs / RUNS[2], tmp_path / RUNS[2])
-    refused(tmp_path / RUNS[2], out, RUNS[1])
+    refused(run_export, [tmp_path / RUNS[2], out], RUNS[1])
     assert not out.exists()
 
 
 def test_a_folder_that_is_not_empty_or_cannot_be_made_is_one_sentence(runs, tmp_path, refused):
-    refused(runs / "ssl-KS", runs, f"--out: {runs} is not empty", "name a new folder")
+    refused(run_export, [runs / "ssl-KS", runs], f"--out: {runs} is not empty", "name a new folder")
     file = tmp_path / "file"
     file.write_text("mine")
-    refused(runs / "ssl-KS", file, f"--out: {file} cannot be made", "File exists")
-    refused(runs / "ssl-KS", file / "out", "cannot be made", "Not a directory")
+    refused(run_export, [runs / "ssl-KS", file], f"--out: {file} cannot be made", "File exists")
+    refused(run_export, [runs / "ssl-KS", file / "out"], "cannot be made", "Not a directory")
     assert file.read_text() == "mine"
 
 
@@ -211,7 +187,8 @@ def test_a_file_that_cannot_be_written_is_one_sentence(runs, tmp_path, refused, 
 
     monkeypatch.setattr("engine.runs.os.fsync", fail)
     path = tmp_path / "out" / "model.safetensors"
-    refused(runs / "ssl-KS", tmp_path / "out", f"cannot write {path}", "Read-only file system")
+    words = (f"cannot write {path}", "Read-only file system")
+    refused(run_export, [runs / "ssl-KS", tmp_path / "out"], *words)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -219,6 +196,6 @@ def test_an_encoder_with_other_frames_is_one_sentence(runs, tmp_path, refused, m
     convolutions = [(32, 10, 4)] + TINY["extractor_conv_layer_config"][1:]
     encoder = random_encoder(TINY | {"extractor_conv_layer_config": convolutions})
     monkeypatch.setattr(export, "load_trained_encoder", lambda *_: encoder)
-    words = ("not a HuBERT", "322 samples, every 256", "400, every 320")
-    refused(runs / "ssl-KS", tmp_path / "out", *words)
+    words = ("a frame of it sees 322 samples, every 256", "HuBERT's sees 400, every 320")
+    refused(run_export, [runs / "ssl-KS", tmp_path / "out"], *words)
     assert not (tmp_path / "out").exists()

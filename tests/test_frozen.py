@@ -134,7 +134,7 @@ def test_the_cache_of_another_network_with_equal_weights_is_another_file(root, t
 def test_batches_of_an_evaluation_hold_a_bounded_number_of_frames(root, tmp_path, monkeypatch):
     corpus = TASKS["PR"].read(str(root), "train")
     cached = cache_states(random_encoder(TINY), corpus, False, False, tmp_path, 1.0, quiet=True)
-    monkeypatch.setattr("engine.frozen.BATCH_SECONDS", 6)
+    monkeypatch.setattr("engine.frozen.BATCH_FRAMES", 300)
     sizes = [batch.states.shape[1] * batch.states.shape[2] for batch in cached.all_batches()]
     longest = int(cached.frames.max())
     assert len(sizes) > 1 and max(sizes) <= max(6 * 50, longest)

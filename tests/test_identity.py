@@ -3,34 +3,16 @@
 import csv
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 
 import evaluate
-from conftest import call_train, result
+from conftest import call_train, result, run_main
 from engine.runs import differences
 from model import TINY, encoder_digest, random_encoder
 from options import task_names
 from scenarios import is_small
-
-
-def refused(capsys, action, *words: str) -> str:
-    """What a command prints as its error: one line, exit code 2, with all the words."""
-    with pytest.raises(SystemExit) as stop:
-        action()
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stop.value.code == 2, error
-    for word in words:
-        assert word in error
-    return error
-
-
-@pytest.fixture
-def runs(workshop):
-    """All runs of Table 1, two steps each."""
-    return workshop / "runs"
 
 
 @pytest.fixture
@@ -56,28 +38,28 @@ def ssl_run(run_train, tmp_path):
     ],
 )
 def test_a_finished_transfer_is_refused_with_other_settings_of_any_prerequisite(
-    run_train, runs, capsys, flags, words
+    run_train, runs, refused, flags, words
 ):
     command = ("--scenario", "transfer", "--task", "IC", *flags.split())
-    refused(capsys, lambda: run_train(runs, *command), "transfer-IC", "--runs", *words)
+    refused(run_train, [runs, *command], "transfer-IC", "--runs", *words)
 
 
 @pytest.mark.parametrize("flags", ["--ssl-lr 0.5", "--ssl-steps 3", "--ssl-batch 3"])
-def test_a_finished_leave_one_out_run_is_refused_with_other_heads(run_train, runs, capsys, flags):
+def test_a_finished_leave_one_out_run_is_refused_with_other_heads(run_train, runs, refused, flags):
     command = ("--scenario", "leave-one-out", "--task", "IC", *flags.split())
-    refused(capsys, lambda: run_train(runs, *command), "leave-one-out-IC", "built_on.ssl-")
+    refused(run_train, [runs, *command], "leave-one-out-IC", "built_on.ssl-")
 
 
-def test_a_deleted_prerequisite_is_ignored(run_train, runs, tmp_path, capsys):
+def test_a_deleted_prerequisite_is_ignored(run_train, runs, tmp_path, capsys, refused):
     for name in ("transfer-IC", "cache"):
         shutil.copytree(runs / name, tmp_path / name)
     run_train(tmp_path, "--scenario", "transfer", "--task", "IC")
     assert "(c) transfer" in capsys.readouterr().out
     command = ("--scenario", "transfer", "--task", "IC", "--mtl-steps", "3")
-    refused(capsys, lambda: run_train(tmp_path, *command), "leave-one-out-IC.steps")
+    refused(run_train, [tmp_path, *command], "leave-one-out-IC.steps")
 
 
-def test_an_encoder_file_that_was_replaced_is_noticed(run_train, tmp_path, capsys):
+def test_an_encoder_file_that_was_replaced_is_noticed(run_train, tmp_path, refused):
     file = tmp_path / "enc.pt"
     command = ("--scenario", "ssl", "--task", "KS", "--encoder", file)
     torch.save(random_encoder(TINY, seed=1).checkpoint(), file)
@@ -85,9 +67,9 @@ def test_an_encoder_file_that_was_replaced_is_noticed(run_train, tmp_path, capsy
     file.rename(tmp_path / "other name.pt")  # the name does not matter, the content does
     run_train(tmp_path / "runs", *command[:-1], tmp_path / "other name.pt")
     torch.save(random_encoder(TINY, seed=2).checkpoint(), file)
-    refused(capsys, lambda: run_train(tmp_path / "runs", *command), "ssl-KS", "encoder was")
+    refused(run_train, [tmp_path / "runs", *command], "ssl-KS", "encoder was")
     (tmp_path / "runs" / "ssl-KS" / "result.json").unlink()  # as if it had been interrupted
-    refused(capsys, lambda: run_train(tmp_path / "runs", *command), "ssl-KS", "encoder was")
+    refused(run_train, [tmp_path / "runs", *command], "ssl-KS", "encoder was")
 
 
 def test_another_number_of_attention_heads_is_another_encoder():
@@ -97,31 +79,29 @@ def test_another_number_of_attention_heads_is_another_encoder():
     assert encoder_digest(few) == encoder_digest(random_encoder(TINY))
 
 
-def test_data_may_move_but_not_change(ssl_run, root, tmp_path, capsys):
+def test_data_may_move_but_not_change(ssl_run, root, tmp_path, refused):
     moved = tmp_path / "elsewhere"
     shutil.copytree(root, moved)
     command = ("--scenario", "ssl", "--task", "KS", "--runs", ssl_run, "--data", moved)
     call_train(*command)  # the same content in another place
     clip = sorted(moved.glob("speech_commands_v0.01/yes/*.wav"))[0]
     clip.write_bytes(clip.read_bytes()[:-2] + b"\1\2")  # one sample
-    refused(capsys, lambda: call_train(*command), "ssl-KS", "data.KS.", " was ")
+    refused(call_train, command, "ssl-KS", "data.KS.", " was ")
 
 
-def test_evaluation_finds_moved_data_and_says_how(ssl_run, root, tmp_path, monkeypatch, capsys):
+def test_evaluation_finds_moved_data_and_says_how(ssl_run, root, tmp_path, output_of, refused):
     config = ssl_run / "ssl-KS" / "config.json"
     saved = json.loads(config.read_text())
     saved["recorded"]["data"] = str(tmp_path / "gone")
     config.write_text(json.dumps(saved))
-    again = ["evaluate.py", "--run", str(ssl_run / "ssl-KS")]
-    monkeypatch.setattr(sys, "argv", again)
-    refused(capsys, evaluate.main, "--data", "gone")
-    monkeypatch.setattr(sys, "argv", [*again, "--data", str(root)])
-    evaluate.main()
-    assert json.loads(capsys.readouterr().out) == result(ssl_run, "ssl-KS")["metrics"]
+    again = (evaluate.main, "--run", ssl_run / "ssl-KS")
+    refused(run_main, again, "--data", "gone")
+    printed = output_of(run_main, *again, "--data", root)
+    assert json.loads(printed) == result(ssl_run, "ssl-KS")["metrics"]
 
 
 def test_the_order_of_the_lines_of_a_table_changes_no_score(
-    run_train, root, tmp_path, monkeypatch, capsys
+    run_train, root, tmp_path, output_of
 ):
     run_train(tmp_path / "runs", "--scenario", "ssl", "--task", "IC", "--ssl-steps", "30")
     shuffled = tmp_path / "shuffled"
@@ -131,11 +111,7 @@ def test_the_order_of_the_lines_of_a_table_changes_no_score(
     table.write_text("\n".join([heading, *reversed(lines)]) + "\n")
     assert list(csv.reader(table.open()))
     folder = tmp_path / "runs" / "ssl-IC"
-    arguments = ["evaluate.py", "--run", str(folder), "--data", str(shuffled)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    capsys.readouterr()
-    evaluate.main()
-    printed = capsys.readouterr().out
+    printed = output_of(run_main, evaluate.main, "--run", folder, "--data", shuffled)
     found = json.loads(printed[printed.index("{") :])
     assert found == result(tmp_path / "runs", "ssl-IC")["metrics"]
 
@@ -145,13 +121,13 @@ def test_a_run_keeps_what_it_is_made_of(runs, name):
     assert (runs / "transfer-IC" / name).stat().st_size > 0
 
 
-def test_an_older_format_is_one_sentence(ssl_run, run_train, capsys):
+def test_an_older_format_is_one_sentence(ssl_run, run_train, refused):
     config = ssl_run / "ssl-KS" / "config.json"
     saved = json.loads(config.read_text())
     del saved["format"]
     config.write_text(json.dumps(saved))
     command = ("--scenario", "ssl", "--task", "KS")
-    refused(capsys, lambda: run_train(ssl_run, *command), "format 1", "format 2", "new --runs")
+    refused(run_train, [ssl_run, *command], "format 1", "format 2", "new --runs")
 
 
 def test_differences_name_the_way_down():
@@ -198,9 +174,9 @@ def test_a_flipped_byte_in_the_cache_is_noticed_and_mended(ssl_run, run_train, c
         ";"
     ),
 )
-def test_a_number_out_of_range_is_refused_by_its_name(run_train, tmp_path, capsys, flag):
+def test_a_number_out_of_range_is_refused_by_its_name(run_train, tmp_path, refused, flag):
     command = ("--scenario", "transfer", "--task", "IC", *flag.split())
-    refused(capsys, lambda: run_train(tmp_path, *command), flag.split()[0])
+    refused(run_train, [tmp_path, *command], flag.split()[0], alone=False)
 
 
 @pytest.mark.parametrize("text", ["ic", "IC", "ic,", " IC "])
@@ -208,14 +184,15 @@ def test_a_task_may_be_spelled_in_small_letters(text):
     assert task_names(text) == ["IC"]
 
 
-def test_lists_of_tasks_are_sets_in_the_order_of_the_table(run_train, tmp_path, capsys):
+def test_lists_of_tasks_are_sets_in_the_order_of_the_table(run_train, tmp_path, refused):
     for names in (["PR,ASR"], ["ASR", "pr"], ["asr,PR", "ASR"]):
         flags = ("--scenario", "mtl", "--tasks", *names, "--heads", "fresh")
         run_train(tmp_path, *flags)
     assert [path.parent.name for path in tmp_path.glob("*/result.json")] == ["mtl-ASR+PR"]
     command = ("--scenario", "mtl", "--tasks", "KS,KS")
-    refused(capsys, lambda: run_train(tmp_path, *command), "two tasks")
-    refused(capsys, lambda: run_train(tmp_path, "--scenario", "ssl", "--task", "X"), "no task X")
+    refused(run_train, [tmp_path, *command], "two tasks", alone=False)
+    command = ("--scenario", "ssl", "--task", "X")
+    refused(run_train, [tmp_path, *command], "no task X", alone=False)
 
 
 def test_a_small_encoder_is_small_by_its_width_and_not_by_its_name(tmp_path):

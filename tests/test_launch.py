@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL, result
+from conftest import ROOT, SMALL, result
 from engine import runs as engine_runs
 from engine.launch import ForgivingStream, friendly_errors, progress
 from engine.runs import RunError, atomic_file, locked
 
-ROOT = Path(__file__).parent.parent
 
 
 def shell(command: str, **environment) -> subprocess.CompletedProcess:
@@ -76,6 +75,7 @@ def test_a_log_file_gets_few_lines_of_progress(monkeypatch):
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory of the GPU"),
         (RunError("a sentence"), "error: a sentence"),
         (OSError("cannot write x"), "cannot write x"),
+        (OSError("cannot write x (No space left on device)"), "cannot write x"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(capsys, error, words):

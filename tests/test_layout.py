@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from tasks import TASKS
 
-ROOT = Path(__file__).parent.parent
 PROGRAM = [
     path
     for folder in (".", "engine", "toy", "tools")

@@ -11,6 +11,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from conftest import TWO_SPEAKERS
 
 import metrics
 from engine import statistics
@@ -629,22 +630,8 @@ def _median_filtered(column, width):
 def test_diarization_error_agrees_with_dscore_from_frames_to_the_pooled_number(
     median, threshold, a, b, overall
 ):
-    probabilities = [
-        (0.9, 0.1),
-        (0.8, 0.2),
-        (0.4, 0.2),
-        (0.7, 0.6),
-        (0.9, 0.7),
-        (0.2, 0.9),
-        (0.5, 0.9),
-        (0.5, 0.45),
-        (0.9, 0.9),
-        (0.1, 0.9),
-        (0.1, 0.1),
-        (0.6, 0.3),
-    ]
     frames = {
-        "a": ["".join("01"[p > threshold] for p in column) for column in zip(*probabilities)],
+        "a": ["".join("01"[p > threshold] for p in column) for column in zip(*TWO_SPEAKERS)],
         "b": {
             0.3: [
                 "010011111111111111111111111111011110100000101000000100010000",

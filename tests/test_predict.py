@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torchaudio.functional import resample
 import engine.audio
 import engine.recording
 import predict
-from conftest import result
+from conftest import result, run_main
 from engine.audio import decode_audio
 from engine.recording import FixedNorm, channel_statistics, encode_recording
 from metrics import eer_threshold
@@ -24,39 +23,18 @@ from tasks import TASKS
 RATE = 16_000
 
 
-@pytest.fixture
-def runs(workshop):
-    """All runs of Table 1, two steps each."""
-    return workshop / "runs"
+def run_predict(*arguments) -> None:
+    """predict.py in this process."""
+    run_main(predict.main, *arguments)
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(output_of):
     """call("a.wav", "--run", ...): what predict.py prints; with --json, as objects."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-        capsys.readouterr()
-        predict.main()
-        printed = capsys.readouterr().out
+        printed = output_of(run_predict, *arguments)
         return json.loads(printed) if "--json" in arguments else printed
-
-    return run
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """refused(arguments, words): the command prints one line with these words and exits by 2."""
-
-    def run(arguments, *words: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            predict.main()
-        error = capsys.readouterr().err.strip().splitlines()
-        assert stop.value.code == 2 and len(error) == 1, error
-        for word in words:
-            assert word in error[0]
 
     return run
 
@@ -288,27 +266,29 @@ def test_a_prediction_needs_no_data_and_no_pretrained_encoder_of_a_finetuned_run
 def test_a_file_that_is_no_usable_audio_is_one_sentence(runs, root, tmp_path, refused):
     here = ["--run", runs / "mtl-all"]
     (tmp_path / "text.wav").write_text("no audio")
-    refused([tmp_path / "text.wav", *here], "text.wav", "not audio")
-    refused([tmp_path / "gone.wav", *here], "gone.wav", "no such file")
-    refused([tmp_path, *here], str(tmp_path), "not audio")
+    refused(run_predict, [tmp_path / "text.wav", *here], "text.wav", "not audio")
+    refused(run_predict, [tmp_path / "gone.wav", *here], "gone.wav", "no such file")
+    refused(run_predict, [tmp_path, *here], str(tmp_path), "not audio")
     soundfile.write(tmp_path / "short.wav", np.zeros(399), RATE)
-    refused([tmp_path / "short.wav", *here], "short.wav has 399 samples", "needs 400")
+    refused(run_predict, [tmp_path / "short.wav", *here], "short.wav has 399 samples", "needs 400")
     soundfile.write(tmp_path / "silence.wav", np.zeros(RATE), RATE)
-    refused([tmp_path / "silence.wav", *here], "has 0 samples without silence", "ASV", "--task")
+    refused(run_predict, [tmp_path / "silence.wav", *here], "has 0 samples without silence",
+            "ASV", "--task")
     cut = keyword(root).read_bytes()
     (tmp_path / "cut.wav").write_bytes(cut[: len(cut) // 2])
-    refused([tmp_path / "cut.wav", *here], "only a part of the audio", "cut.wav")
+    refused(run_predict, [tmp_path / "cut.wav", *here], "only a part of the audio", "cut.wav")
 
 
 def test_a_run_that_cannot_answer_is_one_sentence(runs, root, tmp_path, refused):
     clip = keyword(root)
-    refused([clip, "--run", tmp_path / "mtl-all"], "there is no run", "mtl-all")
+    refused(run_predict, [clip, "--run", tmp_path / "mtl-all"], "there is no run", "mtl-all")
     shutil.copytree(runs / "ssl-KS", tmp_path / "ssl-KS")
     (tmp_path / "ssl-KS" / "result.json").unlink()
-    refused([clip, "--run", tmp_path / "ssl-KS"], "ssl-KS is not finished")
-    refused([clip, "--run", runs / "ssl-KS", "--task", "IC"], "--task", "heads for KS only")
+    refused(run_predict, [clip, "--run", tmp_path / "ssl-KS"], "ssl-KS is not finished")
+    refused(run_predict, [clip, "--run", runs / "ssl-KS", "--task", "IC"], "--task",
+            "heads for KS only")
     shutil.copytree(runs / "transfer-KS", tmp_path / "transfer-KS")
-    refused([clip, "--run", tmp_path / "transfer-KS"], "leave-one-out-KS")
+    refused(run_predict, [clip, "--run", tmp_path / "transfer-KS"], "leave-one-out-KS")
 
 
 def test_an_encoder_that_changed_is_one_sentence(run_train, runs, root, tmp_path, refused):
@@ -316,11 +296,13 @@ def test_an_encoder_that_changed_is_one_sentence(run_train, runs, root, tmp_path
     torch.save(random_encoder(TINY, seed=1).checkpoint(), file)
     run_train(tmp_path, "--scenario", "ssl", "--task", "KS", "--encoder", file)
     torch.save(random_encoder(TINY, seed=2).checkpoint(), file)
-    refused([clip, "--run", tmp_path / "ssl-KS"], "the weights of", "encoder.pt", "changed")
+    refused(run_predict, [clip, "--run", tmp_path / "ssl-KS"], "the weights of", "encoder.pt",
+            "changed")
     for name in ("transfer-KS", "leave-one-out-KS"):
         shutil.copytree(runs / name, tmp_path / name)
     path = tmp_path / "leave-one-out-KS" / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
     next(iter(saved["encoder"]["state_dict"].values())).add_(1)
     torch.save(saved, path)
-    refused([clip, "--run", tmp_path / "transfer-KS"], "leave-one-out-KS changed since")
+    refused(run_predict, [clip, "--run", tmp_path / "transfer-KS"],
+            "leave-one-out-KS changed since")

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import SMALL
+from conftest import ROOT, SMALL
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "TOUR.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Not run here: tools.bench with HuBERT Base (test_bench.py runs it with narrow heads), tools.superb
@@ -106,6 +105,8 @@ def run_here(words: list[str], monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", words[1:] if is_module else words)
     try:
         if is_module:
+            # Not imported before, as in a shell; other tests get their module back.
+            monkeypatch.delitem(sys.modules, words[1], raising=False)
             runpy.run_module(words[1], run_name="__main__")
         else:
             runpy.run_path(str(ROOT / words[0]), run_name="__main__")

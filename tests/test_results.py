@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 
 import pytest
 
 import evaluate
-from conftest import INPUTS, fake_run
+from conftest import INPUTS, fake_run, run_main
 from engine.runs import RunError, load_checkpoint
 from results import read_results, table_cells, table_rows
 from scenarios import SETTINGS, Run
@@ -122,39 +121,19 @@ def test_changed_predictions_are_refused(runs, damage):
 @pytest.mark.parametrize(
     "flags, expected", [(["--markdown"], "---: |"), (["--json"], '"percent": 92.0'), ([], "----")]
 )
-def test_the_table_comes_in_three_forms(runs, monkeypatch, capsys, flags, expected):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--runs", str(runs), "--table", *flags])
-    evaluate.main()
-    assert expected in capsys.readouterr().out
+def test_the_table_comes_in_three_forms(runs, output_of, flags, expected):
+    assert expected in output_of(run_main, evaluate.main, "--runs", runs, "--table", *flags)
 
 
-def test_an_empty_folder_is_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--runs", str(tmp_path), "--table"])
-    with pytest.raises(SystemExit) as stop:
-        evaluate.main()
-    assert stop.value.code == 2 and "no finished run" in capsys.readouterr().err
+def test_an_empty_folder_is_one_sentence(tmp_path, refused):
+    refused(run_main, [evaluate.main, "--runs", tmp_path, "--table"], "no finished run")
 
 
-def test_a_run_scores_the_same_again_from_its_checkpoint(run_train, tmp_path, monkeypatch, capsys):
+def test_a_run_scores_the_same_again_from_its_checkpoint(run_train, tmp_path, output_of):
     run_train(tmp_path, "--scenario", "ssl", "--task", "IC")
-    capsys.readouterr()
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "evaluate.py",
-            "--run",
-            str(tmp_path / "ssl-IC"),
-            "--layers",
-            "--curves",
-            "--runs",
-            str(tmp_path),
-            "--out",
-            str(tmp_path / "figures"),
-        ],
-    )
-    evaluate.main()
-    again = json.loads(capsys.readouterr().out)
+    flags = ["--run", tmp_path / "ssl-IC", "--layers", "--curves", "--runs", tmp_path]
+    printed = output_of(run_main, evaluate.main, *flags, "--out", tmp_path / "figures")
+    again = json.loads(printed)
     assert again == json.loads((tmp_path / "ssl-IC" / "result.json").read_text())["metrics"]
     assert (tmp_path / "figures" / "layers.png").stat().st_size > 5000
     assert (tmp_path / "figures" / "curves.png").stat().st_size > 5000

@@ -1,10 +1,10 @@
 """tools/superb.py: published heads, with random weights in the layout of Hugging Face."""
 
 import json
-import sys
 
 import pytest
 import torch
+from conftest import run_main
 from encoder_tools import alone, huggingface, speech, write_safetensors
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -65,35 +65,9 @@ def wave_of(corpus, index: int):
     return collate(corpus, [(index, None)]).waves[0]
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """call(folder, task, root): what the command prints."""
-
-    def run(folder, task, root):
-        monkeypatch.setattr(sys, "argv", ["superb", str(folder), "--task", task, "--data",
-                                          str(root)])
-        capsys.readouterr()
-        superb.main()
-        return capsys.readouterr().out
-
-    return run
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """refused(folder, task, root, words): one line with these words, and exit code 2."""
-
-    def run(folder, task, root, *words):
-        monkeypatch.setattr(sys, "argv", ["superb", str(folder), "--task", task, "--data",
-                                          str(root)])
-        with pytest.raises(SystemExit) as stop:
-            superb.main()
-        error = capsys.readouterr().err.strip().splitlines()
-        assert stop.value.code == 2 and len(error) == 1, error
-        for word in words:
-            assert word in error[0], error
-
-    return run
+def run_superb(folder, task, root) -> None:
+    """tools/superb.py in this process."""
+    run_main(superb.main, folder, "--task", task, "--data", root)
 
 
 def test_the_tasks_are_those_of_the_published_heads():
@@ -101,7 +75,7 @@ def test_the_tasks_are_those_of_the_published_heads():
 
 
 @pytest.mark.parametrize("task", ["KS", "IC", "SID", "ER"])
-def test_answers_and_score_are_those_of_each_utterance_alone(task, root, tmp_path, call):
+def test_answers_and_score_are_those_of_each_utterance_alone(task, root, tmp_path, output_of):
     corpus = read_corpus(task, root, "test")
     names = output_names(corpus.labels)
     head = write_checkpoint(tmp_path / "it", names, wave_of(corpus, 0))
@@ -123,7 +97,7 @@ def test_answers_and_score_are_those_of_each_utterance_alone(task, root, tmp_pat
     rows = predict_and_score(model, {task: matched}, {}, quiet=True)[task]
     assert {row["id"]: row["prediction"] for row in rows} == expected
     right = [expected[u.id] == u.reference for u in corpus.utterances]
-    printed = call(tmp_path / "it", task, root)
+    printed = output_of(run_superb, tmp_path / "it", task, root)
     percent = 100 * sum(right) / len(right)
     assert printed == f"{task} test: acc {percent:.2f} ({len(right):,} utterances)\n"
 
@@ -166,7 +140,8 @@ def test_labels_that_do_not_match_are_named(root, tmp_path, refused):
         ([*labels, "neu"], ["has neu, only the data have nothing"]),
     ):
         write_checkpoint(tmp_path / "it", names, wave)
-        refused(tmp_path / "it", "ER", root, "ER: the labels do not match", str(tmp_path), *words)
+        refused(run_superb, [tmp_path / "it", "ER", root], "ER: the labels do not match",
+                str(tmp_path), *words)
 
 
 def test_a_head_that_does_not_fit_is_refused(root, tmp_path, refused):
@@ -178,11 +153,11 @@ def test_a_head_that_does_not_fit_is_refused(root, tmp_path, refused):
         ({"projector.weight": torch.full((HIDDEN, 128), torch.nan)}, "holds NaN or infinity"),
     ):
         write_checkpoint(folder, corpus.labels, wave, **changed)
-        refused(folder, "ER", root, next(iter(changed)), words)
+        refused(run_superb, [folder, "ER", root], next(iter(changed)), words)
     encoder = random_encoder(TINY)
     write_safetensors(folder / "model.safetensors", huggingface(encoder.state_dict()))
-    refused(folder, "ER", root, "no layer_weights, projector.weight, projector.bias and 2 more",
-            "use_weighted_layer_sum")
+    refused(run_superb, [folder, "ER", root], "use_weighted_layer_sum",
+            "no layer_weights, projector.weight, projector.bias and 2 more")
 
 
 def test_a_folder_without_labels_is_refused(root, tmp_path, refused):
@@ -190,22 +165,21 @@ def test_a_folder_without_labels_is_refused(root, tmp_path, refused):
     folder = tmp_path / "it"
     write_checkpoint(folder, corpus.labels, wave_of(corpus, 0))
     (folder / "config.json").write_text('{"id2label": {"1": "neu"}}')
-    refused(folder, "ER", root, "id2label", "should number the labels from 0, but it has 1")
+    refused(run_superb, [folder, "ER", root], "id2label",
+            "should number the labels from 0, but it has 1")
     (folder / "config.json").write_text("{}")
-    refused(folder, "ER", root, "id2label", "it has nothing")
+    refused(run_superb, [folder, "ER", root], "id2label", "it has nothing")
     (folder / "config.json").unlink()
-    refused(folder, "ER", root, "has no config.json with the labels")
-    refused(tmp_path / "none", "ER", root, "there is no folder", "none")
-    refused("tiny", "ER", root, "there is no folder tiny")
+    refused(run_superb, [folder, "ER", root], "has no config.json with the labels")
+    refused(run_superb, [tmp_path / "none", "ER", root], "there is no folder", "none")
+    refused(run_superb, ["tiny", "ER", root], "there is no folder tiny")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "ER", root, "a folder without weights")
-    refused(folder, "ER", tmp_path / "nowhere", "nowhere")
+    refused(run_superb, [tmp_path / "empty", "ER", root], "a folder without weights")
+    refused(run_superb, [folder, "ER", tmp_path / "nowhere"], "nowhere")
 
 
-def test_a_task_with_another_head_is_refused(root, tmp_path, call, capsys):
-    with pytest.raises(SystemExit) as stop:
-        call(tmp_path, "ASR", root)
-    assert stop.value.code == 2 and "invalid choice: 'ASR'" in capsys.readouterr().err
+def test_a_task_with_another_head_is_refused(root, tmp_path, refused):
+    refused(run_superb, [tmp_path, "ASR", root], "invalid choice: 'ASR'", alone=False)
 
 
 # transformers

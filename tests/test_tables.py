@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import result
+from conftest import SPLITS, result
 from test_data import copy, doctor, pristine  # noqa: F401 (fixtures)
 
 from batches import collate
@@ -21,7 +21,6 @@ from rules import RECEPTIVE_FIELD
 from tables import FORMS, has_table, read_table
 from tasks import TASKS, read_split, score, summarise
 
-SPLITS = ("train", "dev", "test")
 RTTM = "SPEAKER r 1 {} {} <NA> <NA> {} <NA>\n"
 
 
@@ -369,13 +368,13 @@ def test_keywords_without_a_table_are_told_to_use_one(copy):
             TASKS["KS"].read(copy, split)
 
 
-def test_the_doctor_shows_tables_like_datasets(own, monkeypatch, capsys):
-    wrong, text = doctor(monkeypatch, capsys, own)
+def test_the_doctor_shows_tables_like_datasets(own, capsys):
+    wrong, text = doctor(capsys, own)
     assert not wrong
     for task in TASKS:
         assert re.search(rf"^{task} +{task}\.tsv +4 +4 +4$|^ASV +ASV\.tsv +4 +3 +3$", text, re.M)
     replaced("ER", "dev\tfroh", "dev\twütend")(own)
-    wrong, text = doctor(monkeypatch, capsys, own, "--task", "ER")
+    wrong, text = doctor(capsys, own, "--task", "ER")
     assert wrong and "ER: line 6: the label wütend is in no line" in text and "KS" not in text
 
 

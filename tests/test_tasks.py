@@ -1,7 +1,5 @@
 """The table of tasks: every row works from file to score."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,7 +7,6 @@ from batches import collate
 from model import MultiTask, TINY, random_encoder
 from tasks import TASKS, score, summarise
 
-ROOT = Path(__file__).parent.parent
 
 
 def model_of(name: str, classes) -> MultiTask:

@@ -2,20 +2,18 @@
 
 import json
 import re
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
 
 import matplotlib.image
 import pytest
+from conftest import ROOT, run_main
 
 from model import TINY, frame_count
 from tasks import TASKS
 from tools import tour
 from tools.notebook import BLOCK, INSTALL, PLAYER, notebook
 
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "TOUR.md").read_text()
 STOPS = BLOCK.findall(PAGE)  # (code, what it printed)
 
@@ -121,17 +119,14 @@ def test_tour_draws_the_nine_tasks_with_the_answers_that_there_are(root, tmp_pat
     file.write_text(
         json.dumps({"id": name, "reference": reference, "prediction": [["1", 0.1, 0.5]]}) + "\n"
     )
-    monkeypatch.setattr(sys, "argv", ["tour.py", "--data", str(root), "--out", "pictures"])
-    tour.main()
+    run_main(tour.main, "--data", root, "--out", "pictures")
     height, width, _ = matplotlib.image.imread("pictures/tasks.png").shape
     assert width >= 1000 and height >= 800
 
 
-def test_tour_says_in_one_sentence_which_data_are_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["tour.py", "--data", str(tmp_path)])
-    with pytest.raises(SystemExit, match="2"):
-        tour.main()
-    assert re.fullmatch(r"error: .*nothing called .*\n", capsys.readouterr().err)
+def test_tour_says_in_one_sentence_which_data_are_missing(tmp_path, refused):
+    error = refused(run_main, [tour.main, "--data", tmp_path])
+    assert re.fullmatch(r"error: .*nothing called .*", error)
 
 
 def test_a_label_takes_two_lines_at_most():

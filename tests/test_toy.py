@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import ROOT, run_main
 
 import toy
 from engine.runs import locked
 from model import frame_count, load_encoder
 from toy import pretrain, synthesis, voice
 
-ROOT = Path(__file__).parent.parent
 # s3prl's downstream/ctc/vocab/phoneme.txt, without SIL and SPN
 SUPERB_PHONES = set(
     """AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 B CH D DH EH0 EH1
@@ -586,13 +586,10 @@ def test_control_c_ends_in_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("module", [synthesis, pretrain], ids=lambda module: module.__name__)
-def test_an_out_that_cannot_be_written_is_one_sentence(module, tmp_path, monkeypatch, capsys):
+def test_an_out_that_cannot_be_written_is_one_sentence(module, tmp_path, refused):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(sys, "argv", ["program", "--out", str(tmp_path / "file" / "out")])
-    with pytest.raises(SystemExit, match="2"):
-        module.main()
-    error = capsys.readouterr().err
-    assert re.fullmatch(r"error: cannot write .*/file/out \(.*\); make room or .*\n", error)
+    error = refused(run_main, [module.main, "--out", tmp_path / "file" / "out"])
+    assert re.fullmatch(r"error: cannot write .*/file/out \(.*\); make room or .*", error)
 
 
 def test_a_file_is_not_a_folder_for_a_corpus(tmp_path):
@@ -607,16 +604,10 @@ def test_mfccs_have_the_frames_of_the_encoder():
         assert frames.shape == (frame_count(samples), 39)
 
 
-def run_pretraining(monkeypatch, *arguments: str) -> None:
-    """python -m toy.pretrain, in this process."""
-    monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
-    pretrain.main()
-
-
-def test_pretraining_has_the_losses_that_it_always_had(tmp_path, monkeypatch):
+def test_pretraining_has_the_losses_that_it_always_had(tmp_path):
     out = tmp_path / "new" / "tiny.pt"
-    flags = ["--hours", "0.01", "--steps", "3", "--batch", "2", "--out", str(out)]
-    run_pretraining(monkeypatch, *flags)
+    flags = ["--hours", "0.01", "--steps", "3", "--batch", "2", "--out", out]
+    run_main(pretrain.main, *flags)
     curve = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
     assert [point["step"] for point in curve] == [3]
     assert curve[0]["loss"] == pytest.approx(4.6563, abs=2e-3)
@@ -624,7 +615,7 @@ def test_pretraining_has_the_losses_that_it_always_had(tmp_path, monkeypatch):
     assert load_encoder(str(out)).config == load_encoder("tiny").config
 
 
-def test_too_little_speech_to_pretrain_on_is_one_sentence(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        run_pretraining(monkeypatch, "--hours", "0.001", "--out", str(tmp_path / "tiny.pt"))
-    assert "too few for --batch 8; take more --hours\n" in capsys.readouterr().err
+def test_too_little_speech_to_pretrain_on_is_one_sentence(tmp_path, refused):
+    flags = ["--hours", "0.001", "--out", tmp_path / "tiny.pt"]
+    error = refused(run_main, [pretrain.main, *flags])
+    assert error.endswith("too few for --batch 8; take more --hours")

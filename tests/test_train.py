@@ -16,7 +16,7 @@ import torch
 
 import train
 from batches import Steps, Stream, collate
-from conftest import SMALL, result
+from conftest import ROOT, SMALL, result
 from engine.frozen import cache_states
 from engine.runs import load_checkpoint, save_result
 from model import TINY, MultiTask, load_encoder, random_encoder
@@ -24,13 +24,6 @@ from scenarios import SETTINGS, Run, in_stages, scenario_runs, with_prerequisite
 from tasks import TASKS
 from weighting import pcgrad_backward
 
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def runs(workshop):
-    """All runs of Table 1, two steps each."""
-    return workshop / "runs"
 
 
 @pytest.mark.parametrize(
@@ -147,12 +140,12 @@ def test_cached_features_are_those_of_the_encoder_without_dropout(run_train, roo
 
 
 @pytest.mark.parametrize("task", ["ASV", "IC"])
-def test_a_loss_that_is_not_finite_is_named_before_dev_is_scored(run_train, tmp_path, capsys, task):
-    with pytest.raises(SystemExit) as stop:
-        run_train(tmp_path, "--scenario", "ssl", "--task", task, "--ssl-lr", 1e30, "--steps", 6)
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert stop.value.code == 2 and f"ssl-{task}: the " in error
-    assert "is not finite at step" in error
+def test_a_loss_that_is_not_finite_is_named_before_dev_is_scored(
+    run_train, tmp_path, refused, task
+):
+    command = ("--scenario", "ssl", "--task", task, "--ssl-lr", 1e30, "--steps", 6)
+    words = (f"ssl-{task}: the ", "is not finite at step")
+    refused(run_train, [tmp_path, *command], *words, alone=False)
     assert not (tmp_path / f"ssl-{task}" / "result.json").exists()
 
 
@@ -166,15 +159,13 @@ def test_all_makes_the_28_runs_of_table_1():
     assert needed[1] == [Run("leave-one-out", others, "IC")] and len(needed[0]) == 9
 
 
-def test_changed_settings_stop_a_run_with_a_list_of_them(run_train, runs, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run_train(runs, "--scenario", "ssl", "--task", "KS", "--ssl-lr", "0.5")
-    assert stop.value.code == 2
-    assert "lr was 0.01 and is 0.5" in capsys.readouterr().err
+def test_changed_settings_stop_a_run_with_a_list_of_them(run_train, runs, refused):
+    command = ("--scenario", "ssl", "--task", "KS", "--ssl-lr", "0.5")
+    refused(run_train, [runs, *command], "lr was 0.01 and is 0.5")
 
 
 def test_a_run_is_out_of_date_when_what_it_was_built_on_was_made_anew(
-    run_train, runs, tmp_path, capsys
+    run_train, runs, tmp_path, refused
 ):
     shutil.copytree(runs, tmp_path / "runs")
     path = tmp_path / "runs" / "leave-one-out-IC" / "result.json"
@@ -182,10 +173,8 @@ def test_a_run_is_out_of_date_when_what_it_was_built_on_was_made_anew(
     remade["weights"] = "0" * 32  # the same scores, other weights
     del remade["checksum"]
     save_result(path.parent, remade)
-    with pytest.raises(SystemExit) as stop:
-        run_train(tmp_path / "runs", "--scenario", "transfer", "--task", "IC")
-    assert stop.value.code == 2
-    assert "weights of leave-one-out-IC was" in capsys.readouterr().err
+    command = ("--scenario", "transfer", "--task", "IC")
+    refused(run_train, [tmp_path / "runs", *command], "weights of leave-one-out-IC was")
 
 
 @pytest.mark.parametrize(
@@ -197,63 +186,42 @@ def test_a_run_is_out_of_date_when_what_it_was_built_on_was_made_anew(
         "--scenario ssl --task IC --tasks KS,SF",
     ],
 )
-def test_a_flag_that_would_be_ignored_is_an_error(run_train, tmp_path, capsys, flags):
-    with pytest.raises(SystemExit) as stop:
-        run_train(tmp_path, *flags.split())
-    assert stop.value.code == 2 and "--task" in capsys.readouterr().err
+def test_a_flag_that_would_be_ignored_is_an_error(run_train, tmp_path, refused, flags):
+    refused(run_train, [tmp_path, *flags.split()], "--task", alone=False)
 
 
-def test_what_is_left_out_is_counted_and_listed(run_train, root, tmp_path, capsys):
+def test_what_is_left_out_is_counted_and_listed(run_train, root, tmp_path, refused, output_of):
     shutil.copytree(root, tmp_path / "toy")
     clips = sorted((tmp_path / "toy").glob("fluent_speech_commands_dataset/wavs/*/*/*.wav"))[:2]
     for clip in clips:
         clip.write_bytes(clip.read_bytes()[:500])
-    with pytest.raises(SystemExit) as stop:
-        run_train(
-            tmp_path / "runs", "--scenario", "ssl", "--task", "IC", "--data", tmp_path / "toy"
-        )
-    assert stop.value.code == 2 and "--skip-broken" in capsys.readouterr().err
-    run_train(
-        tmp_path / "runs",
-        "--scenario",
-        "ssl",
-        "--task",
-        "IC",
-        "--data",
-        tmp_path / "toy",
-        "--skip-broken",
-    )
-    listed = (tmp_path / "runs" / "ssl-IC" / "skipped.txt").read_text()
-    assert all(str(clip) in listed for clip in clips) and "left out" in capsys.readouterr().out
+    runs = tmp_path / "runs"
+    command = (runs, "--scenario", "ssl", "--task", "IC", "--data", tmp_path / "toy")
+    refused(run_train, command, "--skip-broken")
+    printed = output_of(run_train, *command, "--skip-broken")
+    listed = (runs / "ssl-IC" / "skipped.txt").read_text()
+    assert all(str(clip) in listed for clip in clips) and "left out" in printed
 
 
 @pytest.mark.parametrize("name, content", [("config.json", "{"), ("checkpoint.pt", "no weights")])
-def test_a_damaged_file_of_a_run_is_one_sentence(run_train, tmp_path, capsys, name, content):
+def test_a_damaged_file_of_a_run_is_one_sentence(run_train, tmp_path, refused, name, content):
     run_train(tmp_path, "--scenario", "ssl", "--task", "KS")
     (tmp_path / "ssl-KS" / "result.json").unlink()
     (tmp_path / "ssl-KS" / name).write_text(content)
-    with pytest.raises(SystemExit) as stop:
-        run_train(tmp_path, "--scenario", "ssl", "--task", "KS")
-    error = capsys.readouterr().err
-    assert (
-        stop.value.code == 2
-        and name in error
-        and "train again" in error
-        and "Traceback" not in error
-    )
+    command = ("--scenario", "ssl", "--task", "KS")
+    error = refused(run_train, [tmp_path, *command], name, "train again")
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize("flag", ["--log-every", "--mtl-batch", "--transfer-steps"])
-def test_a_count_below_one_is_an_error(run_train, tmp_path, capsys, flag):
-    with pytest.raises(SystemExit) as stop:
-        run_train(tmp_path, "--scenario", "transfer", "--task", "IC", flag, "0")
-    assert stop.value.code == 2 and flag in capsys.readouterr().err
+def test_a_count_below_one_is_an_error(run_train, tmp_path, refused, flag):
+    command = ("--scenario", "transfer", "--task", "IC", flag, "0")
+    refused(run_train, [tmp_path, *command], flag, alone=False)
 
 
-def test_a_large_rate_for_a_real_encoder_asks_for_confirmation(run_train, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run_train(tmp_path, "--scenario", "mtl", "--encoder", "hubert_base", "--mtl-lr", "1e-3")
-    assert "--yes-i-mean-it" in capsys.readouterr().err
+def test_a_large_rate_for_a_real_encoder_asks_for_confirmation(run_train, tmp_path, refused):
+    command = ("--scenario", "mtl", "--encoder", "hubert_base", "--mtl-lr", "1e-3")
+    refused(run_train, [tmp_path, *command], "--yes-i-mean-it")
 
 
 def _shell(runs: Path, root: Path, *flags: str, processes: int = 1) -> subprocess.Popen:

@@ -1,1 +1,1 @@
-"""Programs beside the path: python -m tools.bench, tools.tour; the dry run of train.py."""
+"""Programs beside training: benchmark, data doctor, dry run, export, plots, the tour."""

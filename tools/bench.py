@@ -22,7 +22,8 @@ import torch
 
 from batches import Batch, Steps, Stream, collate, length_sorted_batches
 from corpus import Corpus, Utterance, load_audio
-from engine.frozen import ENCODING_SECONDS, cache_states
+from engine.flags import number
+from engine.frozen import ENCODING_SAMPLES, cache_states
 from engine.kernels import keep_memory
 from engine.launch import friendly_errors
 from model import BASE, TINY, MultiTask, frame_count, random_encoder
@@ -166,7 +167,7 @@ def encoding(bench: Bench, corpus: Corpus, precision: str) -> dict:
     """The forward pass of the encoder over a corpus."""
     draws = [(i, None) for i in range(len(corpus.utterances))]
     batches = []
-    for batch_draws in length_sorted_batches(corpus, draws, ENCODING_SECONDS):
+    for batch_draws in length_sorted_batches(corpus.lengths, draws, ENCODING_SAMPLES):
         batches.append(collate(corpus, batch_draws))
 
     def encode() -> None:
@@ -252,13 +253,6 @@ def update(bench: Bench, model: MultiTask, optimizer: torch.optim.Optimizer, par
     optimizer.zero_grad()
 
 
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__,
@@ -266,8 +260,10 @@ def main() -> None:
     parser.add_argument("--encoder", choices=("tiny", "hubert_base"), default="tiny")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
-    parser.add_argument("--repeats", type=positive, default=5, help="the fastest one counts")
-    parser.add_argument("--utterances", type=positive, default=32, help="of 1 to 4 s")
+    parser.add_argument("--repeats", type=number(int, least=1), default=5,
+                        help="the fastest one counts")
+    parser.add_argument("--utterances", type=number(int, least=1), default=32,
+                        help="of 1 to 4 s")
     parser.add_argument("--json", action="store_true", help="a JSON object per line")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -72,7 +72,7 @@ def main() -> bool:
 
 
 def describe(corpus: Corpus, split: str, decoded: bool) -> list[str]:
-    """What a user may want to know about a split without problems."""
+    """Notes on a split: what is left out, files that are not read, resampling, the digest."""
     notes, left_out = [], []
     for sentence in corpus.skipped:
         if NOT_READ in sentence or UNKNOWN_SYMBOL in sentence:

@@ -145,7 +145,7 @@ def dot(graph: str, edges: list[Edge], tasks: list[str]) -> str:
 
 
 def write_files(changes: list[Change], edges: list[Edge], title: str, out: Path) -> None:
-    """All files of this program. The same changes give the same bytes."""
+    """Write all files of graphs.py. The same changes give the same bytes."""
     compared = {task for change in changes for task in (change.source, change.target)}
     tasks = [task for task in TASKS if task in compared]
     tasks.sort(key=lambda task: TASKS[task].group)  # a group's tasks are neighbours on the circle

@@ -4,7 +4,7 @@
 
 It reads every corpus that the scenario needs, loads the encoder, takes real steps of every task
 with a frozen encoder and of MTL, and multiplies. The times come from single steps on this machine
-now: they tell hours from weeks, no more.
+now: they only show whether it takes hours or weeks.
 """
 
 import sys
@@ -51,7 +51,7 @@ class Estimate:
 
 
 def dry_run(runs: list[Run], setting: Setting, inputs: Inputs, options: Options) -> None:
-    """Print a row for each task in (a) and (c), one for MTL, and the cost of all runs to make."""
+    """Print a row for each kind of run, and the cost of all runs to make."""
     keep_memory()  # as in training
     runs = [run for run in with_prerequisites(runs, setting.heads, options.is_finished)
             if not options.is_finished(run)]
@@ -84,7 +84,7 @@ def dry_run(runs: list[Run], setting: Setting, inputs: Inputs, options: Options)
 
 
 def estimate(what: str, run: Run, config: RunConfig, options: Options) -> Estimate:
-    """Take the steps of one kind of run. The encoder of (c) is not there yet: HuBERT stands in."""
+    """Take the steps of one kind of run. (c) takes HuBERT: its own encoder does not exist yet."""
     device = torch.device(options.device)
     corpora = {name: {split: options.read(name, split, run.fold)
                       for split in ("train", "dev", "test")} for name in run.tasks}

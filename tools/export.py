@@ -22,14 +22,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from engine.architecture import check_frames
 from engine.launch import friendly_errors
-from engine.pretrained import EncoderError
 from engine.runs import RunError, atomic_file, save_json
 from evaluate import finished_config, load_trained_encoder
 from model import Hubert
-from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
+from rules import SAMPLE_RATE
 
-# Parts of our names, which are torchaudio's -> Hugging Face's: engine/architecture.py inverted.
+# Parts of our names (torchaudio's) -> Hugging Face's; engine/architecture.py has the reverse.
 RENAMED = {
     "encoder.feature_projection.": "feature_projection.",
     "encoder.transformer.": "encoder.",
@@ -88,12 +88,7 @@ def huggingface_settings(config: dict) -> tuple[dict, dict]:
     Raises EncoderError if a frame does not see 400 samples, every 320: `load_encoder` refuses that.
     """
     channels, kernels, strides = zip(*config["extractor_conv_layer_config"])
-    seen, hop = 1, 1
-    for kernel, stride in zip(kernels, strides):
-        seen, hop = seen + (kernel - 1) * hop, hop * stride
-    if (seen, hop) != (RECEPTIVE_FIELD, HOP):
-        raise EncoderError(f"the encoder is not a HuBERT: its frames see {seen} samples, every "
-                           f"{hop}, and HuBERT's see {RECEPTIVE_FIELD}, every {HOP}")
+    check_frames(config["extractor_conv_layer_config"])
     layer_norms = config["extractor_mode"] == "layer_norm"
     network = {"conv_dim": channels, "conv_kernel": kernels, "conv_stride": strides,
                "feat_extract_norm": "layer" if layer_norms else "group"}

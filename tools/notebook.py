@@ -1,4 +1,4 @@
-"""TOUR.md as a Jupyter notebook: the same text, code and outputs (a page about paper, Section 2).
+"""TOUR.md as a Jupyter notebook: the same text, code and outputs (about Section 2 of the paper).
 
     python -m tools.notebook [--out TOUR.ipynb]
 

@@ -1,5 +1,6 @@
 """Plots of finished runs: python evaluate.py --layers, --curves."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def plot_layers(results: list[Result]) -> Figure:
 
 def plot_curves(results: list[Result]) -> Figure:
     """One panel per run: the training losses, each a mean of ten points, and the dev score."""
-    rows = -(-len(results) // 4)
+    rows = math.ceil(len(results) / 4)
     figure = Figure(figsize=(12, 2.3 * rows + 0.5), layout="constrained")
     figure.supxlabel("step")
     for place, result in enumerate(results, 1):
@@ -55,8 +56,8 @@ def plot_run(axes, result: Result) -> None:
     curves, dev = {name: [] for name in result.metrics}, []
     try:
         for row in read_log(result.path):
-            for name, points in curves.items():
-                if "losses" in row:
+            if "losses" in row:
+                for name, points in curves.items():
                     points.append((row["step"], float(row["losses"][name])))
             if "dev" in row:
                 dev.append((row["step"], float(next(iter(row["dev"].values())))))
@@ -68,8 +69,10 @@ def plot_run(axes, result: Result) -> None:
     for name, points in curves.items():
         width = min(10, len(points))
         window = np.full(width, 1 / width)
-        steps, losses = (np.convolve(column, window, "valid") for column in np.array(points).T)
-        axes.semilogy(steps, losses.clip(1e-3), linewidth=1, label=name)  # less says nothing more
+        steps, losses = np.array(points).T
+        steps = np.convolve(steps, window, "valid")
+        losses = np.convolve(losses, window, "valid").clip(1e-3)  # a log axis cannot show 0
+        axes.semilogy(steps, losses, linewidth=1, label=name)
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=6, frameon=False, ncols=3, title="loss", title_fontsize=6)
     if dev:

@@ -29,8 +29,7 @@ import torch
 from torch import Tensor
 
 from corpus import Corpus
-from engine.architecture import some
-from engine.files import check
+from engine.files import check, some
 from engine.launch import friendly_errors
 from engine.pretrained import find_file, read_file
 from evaluate import predict_and_score

@@ -9,7 +9,7 @@ follows one utterance through the code.
 N samples (16 kHz), T label frames (100 Hz; diarization only).
 """
 import argparse
-import json
+import math
 import textwrap
 from pathlib import Path
 
@@ -21,10 +21,9 @@ from matplotlib.figure import Figure
 
 from corpus import Corpus, load_audio
 from engine.launch import friendly_errors
-from engine.runs import atomic_file
+from engine.runs import atomic_file, check_writable, read_json_lines
 from rules import SAMPLE_RATE, diarization_labels
 from tasks import TASKS, Task
-from toy.synthesis import check_writable
 
 SPEAKER_COLOURS = ListedColormap(["white", "#e08a1e", "#2a9d8f"])   # nobody, one, the other
 HEAD_COLOUR = "#1f55c4"
@@ -57,11 +56,10 @@ def pick(corpus: Corpus) -> tuple[str, np.ndarray, object]:
 
 
 def answer(runs: Path, task: Task, name: str):
-    """The prediction of the finished run of scenario (a) for an item; None without such a run."""
+    """The prediction of the run of scenario (a) for an item; None if there is none yet."""
     path = runs / f"ssl-{task.name}" / "predictions" / f"{task.name}.jsonl"
     if path.exists():
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
+        for row in read_json_lines(path):
             if row["id"] == name:
                 return row["prediction"]
     return None
@@ -131,7 +129,7 @@ def draw_spectrogram(axes: Axes, wave: np.ndarray) -> None:
 
 def draw(data: Path, runs: Path) -> Figure:
     """A panel for each task, ordered by group. DataError if the data of a task are missing."""
-    rows = -(-len(TASKS) // 3)
+    rows = math.ceil(len(TASKS) / 3)
     figure = Figure(figsize=(10, 3 * rows))
     figure.subplots_adjust(left=0.055, right=0.985, bottom=0.055, top=0.893, wspace=0.14,
                            hspace=0.72)

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from engine.launch import friendly_errors
-from engine.runs import RunError, atomic_file, save_text
+from engine.runs import RunError, atomic_file, check_writable, save_text
 from model import TINY
 from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
-from toy.synthesis import check_writable, unlabelled
+from toy.synthesis import unlabelled
 
 CLUSTERS = 64
 EVALUATE_EVERY = 500    # steps

@@ -11,7 +11,6 @@ import argparse
 import io
 import os
 import shutil
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -28,7 +27,8 @@ import soundfile
 from tqdm import tqdm
 
 from engine.launch import friendly_errors
-from engine.runs import locked
+from engine.runs import cannot_write, check_writable, locked
+from rules import keyword_split
 from toy.voice import (DURATION, EMOTIONS, LANGUAGE, LEXICON, PHONEMES, SAMPLE_RATE, Clip, Line,
                        Room, Speaker, random_room, random_speaker, render, timing, turns,
                        with_emotion)
@@ -118,12 +118,13 @@ def librispeech(plan: Plan) -> None:
 def speech_commands(plan: Plan) -> None:
     """KS: single words. Validation and testing are lists of files; the test set is a folder."""
     words = list(LEXICON)       # 10 keywords, 20 other words of Speech Commands, then other words
-    splits = (("train", 0, 55, (0.2, 1)), ("validation", 100, 11, (0, 0.1)),
-              ("testing", 200, 2, (0.1, 0.2)))
-    for split, first, people, hashes in splits:
+    # Speech Commands hashes a speaker's name to choose a split; "discarded" is its test list.
+    splits = (("train", 0, 55, "train"), ("validation", 100, 11, "dev"),
+              ("testing", 200, 2, "discarded"))
+    for split, first, people, rule in splits:
         for number, speaker in plan.speakers(first, people):
             for word in [*words[:10], words[10 + number % 20]]:
-                file = f"{word}/{_keyword_name(number, *hashes)}"
+                file = f"{word}/{_keyword_name(number, rule)}"
                 plan.record(f"{SPEECH_COMMANDS}/{file}", (word, speaker),
                             seconds=plan.rng.uniform(0.7, 1))
                 if split != "train":
@@ -132,7 +133,7 @@ def speech_commands(plan: Plan) -> None:
     for number, speaker in plan.speakers(300, 42):
         # training has half of the unknown words of the test set
         unknown = words[10 + number % 20] if number % 2 else words[30 + number % 100]
-        name = _keyword_name(number, 0, 1)
+        name = _keyword_name(number, "train", "dev", "discarded")
         for word in [*words[:10], unknown, "_silence_"]:
             spoken = [] if word == "_silence_" else [(word, speaker)]
             file = f"{word}/{name}"
@@ -144,17 +145,13 @@ def speech_commands(plan: Plan) -> None:
         plan.record(f"{SPEECH_COMMANDS}/_background_noise_/noise_{k}.wav", seconds=20.0)
 
 
-def _keyword_name(number: int, low: float, high: float) -> str:
-    """A file name for a speaker's keywords whose hash is in [low, high).
-
-    Speech Commands hashes a name to a number between 0 and 1. Validation has those below 0.1,
-    testing those below 0.2, and training the rest.
-    """
+def _keyword_name(number: int, *splits: str) -> str:
+    """A file name for a speaker's keywords that `keyword_split` puts into one of the splits."""
     trial = 0
     while True:
-        name = sha1(f"{number} {trial}".encode()).hexdigest()[:8]
-        if low <= int(sha1(name.encode()).hexdigest(), 16) % 2**27 / (2**27 - 1) < high:
-            return f"{name}_nohash_0.wav"
+        name = f"{sha1(f'{number} {trial}'.encode()).hexdigest()[:8]}_nohash_0.wav"
+        if keyword_split(name) in splits:
+            return name
         trial += 1
 
 
@@ -385,7 +382,7 @@ def _write(plan: Plan, root: Path) -> None:
         _write_clips(plan, partial)
         partial.rename(root)
     except (OSError, BrokenProcessPool) as error:
-        raise _cannot_write(root, error) from error
+        raise cannot_write(root, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -399,21 +396,6 @@ def _write_clips(plan: Plan, folder: Path) -> None:
             pass
     finally:
         pool.shutdown(cancel_futures=True)      # after Ctrl-C: without the clips that are left
-
-
-def check_writable(path: Path) -> None:
-    """OSError with a clear message, before any work is done, if nothing can be made at `path`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: Exception) -> OSError:
-    """An OSError whose message says what failed and what to do."""
-    reason = getattr(error, "strerror", None) or str(error)
-    return OSError(f"cannot write {path} ({reason}); make room or choose another place")
 
 
 def _write_clip(folder: Path, clip: Clip) -> None:

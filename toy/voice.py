@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-SAMPLE_RATE = 16_000
+from rules import SAMPLE_RATE
+
 HOP = SAMPLE_RATE // 100    # a frame is 10 ms; a segment is a whole number of frames
 WINDOW = np.hanning(2 * HOP + 1)[:-1].astype(np.float32)    # copies that are HOP apart add up to 1
 FFT = 3 * HOP               # the window, and 10 ms in which the formants decay
