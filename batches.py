@@ -121,17 +121,28 @@ def collate(corpus: Corpus, draws: list[tuple[int, int | None]], seed: int = 0) 
 
 @dataclass
 class Steps:
-    """A map-style dataset for a DataLoader: steps[k] is {task: Batch or FrozenBatch} of step k."""
+    """A map-style dataset for a DataLoader: steps[k] holds the parts of update k.
+
+    Each part is {task: Batch or FrozenBatch}. `parts` parts in each of `world_size` processes share
+    the batches of an update.
+    """
 
     streams: dict[str, Stream]
     rank: int = 0
     world_size: int = 1
+    parts: int = 1
 
-    def __getitem__(self, step: int) -> dict[str, Batch]:
-        """The batch of every task, as process `rank` of `world_size` reads it."""
+    def __getitem__(self, step: int) -> list[dict[str, Batch]]:
+        """The parts of process `rank`, each with a batch of every task."""
+        shares = self.parts * self.world_size
+        return [self.part(step, share, shares) for share in range(self.rank, shares,
+                                                                  self.world_size)]
+
+    def part(self, step: int, share: int, shares: int) -> dict[str, Batch]:
+        """Share number `share` of the `shares` of an update."""
         batches = {}
         for task, stream in self.streams.items():
-            draws = stream.draws(step, self.rank, self.world_size)
+            draws = stream.draws(step, share, shares)
             if stream.frozen:
                 batches[task] = stream.frozen.batch(draws)
             else:

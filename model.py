@@ -16,7 +16,6 @@ import json
 from collections import namedtuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -321,6 +320,18 @@ class Hubert(nn.Module):
         A frozen encoder stays in evaluation mode, so it never applies dropout."""
         return super().train(mode and not self.frozen)
 
+    def freeze_layers(self, count: int) -> None:
+        """Freeze the first `count` transformer layers and everything below them.
+
+        In training mode they still apply dropout, as the layers above do."""
+        transformer = self.encoder.transformer
+        below = [self.feature_extractor, self.encoder.feature_projection,
+                 transformer.pos_conv_embed, *transformer.layers[:count]]
+        if not self.config["encoder_layer_norm_first"]:
+            below.append(transformer.layer_norm)  # pre-norm models have this norm at the end
+        for part in below:
+            part.requires_grad_(False)
+
     def checkpoint(self) -> dict:
         """The configuration and the weights, as a dict for torch.save.
 
@@ -470,9 +481,6 @@ class MultiTask(nn.Module):
     def forward(self, batches: dict, random_key: tuple | None = None) -> dict[str, Tensor]:
         """{task: batches.Batch or FrozenBatch} -> {task: loss}.
 
-        With several processes, each must pass the same tasks in the same order: `all_reduce` adds
-        the values of the processes by position.
-
         random_key, for instance (seed, step, rank), seeds the random numbers once for the encoder,
         and again for SpecAugment and head dropout of each task. Their masks then do not depend on
         the order of the tasks. Encoder dropout depends on the order of batches. Without random_key
@@ -485,8 +493,6 @@ class MultiTask(nn.Module):
             if random_key is not None:
                 seed_random_numbers(*random_key, task)
             losses[task] = self.loss(task, features, frames, batches[task].targets)
-        if self.training and dist.is_initialized():
-            losses = self.weight_by_share(losses, batches)
         return losses
 
     @torch.no_grad()
@@ -533,19 +539,3 @@ class MultiTask(nn.Module):
         # Heads are small, and LSTMs in bfloat16 are slow on a CPU. So heads run in float32.
         with torch.autocast(features.device.type, enabled=False):
             return head.loss(features, frames, targets)
-
-    def weight_by_share(self, losses: dict[str, Tensor], batches: dict) -> dict[str, Tensor]:
-        """Scales each loss by this process's share of its terms, times the number of processes.
-
-        A head's loss is a mean over `num_loss_terms` terms. DDP averages gradients over processes
-        with equal weight; after this scaling that average is the gradient of the whole batch."""
-        # DIFFERS: the released code gives processes equal weight, whatever their shares are.
-        terms = []
-        for task in losses:
-            terms.append(float(self.heads[task].num_loss_terms(batches[task].targets)))
-        total_terms = torch.tensor(terms, device=self.layer_sum.weights.device)
-        dist.all_reduce(total_terms)  # now the sums over all processes
-        weighted = {}
-        for (task, loss), own, total in zip(losses.items(), terms, total_terms):
-            weighted[task] = loss * (own * dist.get_world_size() / total)
-        return weighted

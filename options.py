@@ -14,7 +14,7 @@ from corpus import Corpus
 from engine.flags import add_flags, flag, given, number
 from engine.launch import world_size
 from engine.runs import RunError
-from scenarios import SETTINGS, Run, Setting, in_table_order, is_small
+from scenarios import SETTINGS, Run, Setting, in_table_order, is_small, scaled
 from tasks import TASKS, read_corpus
 
 
@@ -118,6 +118,7 @@ def parse_arguments(description: str) -> tuple[argparse.Namespace, Setting, Opti
     if args.steps:
         setting = replace(setting, **{f"{stage}_steps": args.steps})
     options = replace(OPTIONS[args.setting], **given(Options, args))
+    options = replace(options, save_every=scaled(options.save_every, setting))
     if args.precision is None and options.device == "cuda":
         setting = replace(setting, precision="bf16")
     return args, setting, replace(options, data=options.data.expanduser(), encoder=setting.encoder,
@@ -138,7 +139,12 @@ def check_arguments(args: argparse.Namespace, setting: Setting, options: Options
     if options.device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: PyTorch finds no CUDA GPU here; take --device cpu")
     finetunes = args.scenario not in ("ssl", "control")
-    if finetunes and setting.mtl_lr >= 1e-3 and not args.yes_i_mean_it:
+    if finetunes and setting.accumulate > 1 and setting.weighting != "sum":
+        raise RunError(f"--accumulate {setting.accumulate}: --weighting {setting.weighting} needs "
+                       "all losses of an update at once; leave one of the two out")
+    rate = setting.encoder_lr or setting.mtl_lr
+    if finetunes and rate >= 1e-3 and not args.yes_i_mean_it:
         if not is_small(setting.encoder):
-            raise RunError(f"--mtl-lr {setting.mtl_lr:g} would wipe out a pretrained encoder (the "
-                           "paper uses 1e-5); take a lower one, or add --yes-i-mean-it")
+            name = "--encoder-lr" if setting.encoder_lr else "--mtl-lr"
+            raise RunError(f"{name} {rate:g} would wipe out a pretrained encoder (the paper uses "
+                           "1e-5); take a lower one, or add --yes-i-mean-it")

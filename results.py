@@ -71,7 +71,7 @@ def check_comparable(results: list[Result]) -> None:
     corpora, cells = {}, {}  # the first result of each corpus, of each row and label
     for result in results:
         config, first = result.config, results[0]
-        common = {"encoder", "setting", "precision"}
+        common = {"encoder", "setting", "precision", "scale"}
         _check_equal(first, result, {key: getattr(first.config, key) for key in common},
                      {key: getattr(config, key) for key in common})
         for task, digests in config.data.items():
@@ -242,6 +242,8 @@ def print_results(results: list[Result], tasks, intervals: bool = False,
     print_table(rows, markdown)
     if any(row[0].startswith("(b-2)") for row in rows):
         print("\nX left out, — not run; + better, - worse than (b-1)")
+    for scale in {result.config.scale for result in results} - {1.0}:  # they have one scale
+        print(f"all numbers of updates times {scale:g} (--scale {scale:g})")
     seeds = sorted({result.config.seed for result in results})
     folds = sorted({result.config.fold for result in results})
     if len(seeds) > 1 or len(folds) > 1:

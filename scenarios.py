@@ -47,10 +47,20 @@ class Setting:
     ssl_lr: float | None = flag(None, SSL, "learning rate", above=0, none=RECIPE)
     ssl_steps: int | None = flag(None, SSL, "updates", least=1, none=RECIPE)
     ssl_batch: int | None = flag(None, SSL, "utterances per update", least=1, none=RECIPE)
+    scale: float = flag(1.0, "what to do", "multiplies every number of updates: of the recipes, "
+                        "warm-ups, intervals between evaluations and checkpoints", above=0)
     mtl_lr: float = flag(1e-5, MTL, "peak learning rate of encoder and heads", above=0)
+    encoder_lr: float | None = flag(None, MTL, "peak learning rate of the encoder alone", above=0,
+                                    none="--mtl-lr, as in the paper")
     mtl_steps: int = flag(200_000, MTL, "updates, each with a batch of every task", least=1)
     mtl_warmup: int = flag(5_000, MTL, "updates while the rate rises from 0", least=0)
     mtl_batch: int = flag(2, MTL, "utterances per task and update, in each process", least=1)
+    accumulate: int = flag(1, MTL, "parts of an update, each of --mtl-batch utterances per task: "
+                           "a large batch in little memory", least=1)
+    mtl_evaluate_every: int | None = flag(None, MTL, "updates between two evaluations on dev, for "
+                                          "the log only", least=1, none="never")
+    freeze_layers: int = flag(0, MTL, "transformer layers that stay frozen, from the first one on, "
+                              "with everything below them", least=0)
     heads: str = flag("ssl", MTL, "where the heads of (b) and (c) start: those of (a), as in the "
                       "released code, or fresh ones", choices=("ssl", "fresh"))
     weighting: str = flag("sum", MTL, "how nine losses become one step: sum (the paper), learned "
@@ -229,16 +239,21 @@ class RunConfig:
     hidden: dict[str, int]  # width of each head
     heads: str | None  # where the heads start: "ssl", "fresh"; None in (a)
     lr: float  # peak learning rate
+    encoder_lr: float | None  # that of the encoder in (b)
+    freeze_layers: int  # in (b), transformer layers that are not trained
+    scale: float  # already contained in steps, warmup and evaluate_every
     steps: int
     warmup: int | None  # updates; None: the rate is constant
-    batch: dict[str, int]  # utterances per update and task, in each of `processes` processes
+    batch: dict[str, int]  # utterances per task in each part of an update
+    accumulate: int  # parts of an update, in each of `processes` processes
     processes: int  # in (b) and (a+); 1 in (a) and (c), where all processes share one batch
     clip: float  # largest gradient norm
     weight_decay: float
     weighting: str
     augment: bool  # SpecAugment
     time_mask_width: int  # frames
-    evaluate_every: int | None  # updates; the best on dev is reported. None: the last is
+    evaluate_every: int | None  # updates between two evaluations on dev
+    select: str  # the checkpoint that is reported: "best" on dev or "last"
     precision: str
     fixed_crops: tuple[str, ...]  # tasks that train on cached features of fixed crops
     data: dict[str, dict[str, str]]  # task -> split -> corpus digest
@@ -274,6 +289,8 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
         encoder_run=run.leave_one_out(run.left_out).name if run.scenario == "transfer" else None,
         trains_encoder=trains_encoder,
         feature_grad_mult=setting.feature_grad_mult if trains_encoder else 0.0,
+        encoder_lr=setting.encoder_lr or setting.mtl_lr if trains_encoder else None,
+        freeze_layers=setting.freeze_layers if trains_encoder else 0, scale=setting.scale,
         hidden={name: recipe.hidden for name, recipe in recipes.items()},
         heads=None if run.scenario == "ssl" else setting.heads,
         weighting="sum" if run.scenario in ("ssl", "transfer") else setting.weighting,
@@ -290,8 +307,9 @@ def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> 
     if run.scenario == "ssl":
         recipe = recipes[run.tasks[0]]
         batch = {run.tasks[0]: setting.ssl_batch or recipe.batch}
-        return dict(lr=setting.ssl_lr or recipe.lr, steps=setting.ssl_steps or recipe.steps,
-                    warmup=None, batch=batch, evaluate_every=recipe.evaluate_every,
+        return dict(lr=setting.ssl_lr or recipe.lr, warmup=None, batch=batch, accumulate=1,
+                    steps=scaled(setting.ssl_steps or recipe.steps, setting),
+                    evaluate_every=scaled(recipe.evaluate_every, setting), select="best",
                     augment=recipe.augment, time_mask_width=40,  # s3prl's SpecAugment
                     clip=recipe.clip, weight_decay=recipe.weight_decay)
     # The paper is silent about clipping and SpecAugment; the released code does both.
@@ -299,13 +317,21 @@ def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> 
     common = dict(clip=1.0, weight_decay=0.0, augment=setting.time_mask_width > 0,
                   time_mask_width=setting.time_mask_width)
     if run.scenario == "transfer":
-        return common | dict(lr=setting.transfer_lr, steps=setting.transfer_steps,
-                             warmup=setting.transfer_warmup,
-                             batch={run.left_out: setting.transfer_batch},
-                             evaluate_every=setting.evaluate_every)
+        return common | dict(lr=setting.transfer_lr, steps=scaled(setting.transfer_steps, setting),
+                             warmup=scaled(setting.transfer_warmup, setting),
+                             batch={run.left_out: setting.transfer_batch}, accumulate=1,
+                             evaluate_every=scaled(setting.evaluate_every, setting), select="best")
     batch = {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks}
-    return common | dict(lr=setting.mtl_lr, steps=setting.mtl_steps, warmup=setting.mtl_warmup,
-                         batch=batch, evaluate_every=None)  # reports the last step (Section 4.1)
+    evaluate_every = setting.mtl_evaluate_every and scaled(setting.mtl_evaluate_every, setting)
+    return common | dict(lr=setting.mtl_lr, steps=scaled(setting.mtl_steps, setting),
+                         warmup=scaled(setting.mtl_warmup, setting), batch=batch,
+                         accumulate=setting.accumulate, evaluate_every=evaluate_every,
+                         select="last")  # Section 4.1
+
+
+def scaled(updates: int, setting: Setting) -> int:
+    """A number of updates times --scale; 0 stays 0, and all others stay at least 1."""
+    return min(updates, 1) if setting.scale * updates < 1 else round(setting.scale * updates)
 
 
 def recipe_of(name: str, setting: Setting) -> Recipe:

@@ -20,7 +20,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -31,6 +31,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports ends the program without
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import graphs
@@ -50,8 +51,8 @@ from options import TOY, Options, check_arguments, default_jobs, parse_arguments
 from results import print_results, read_results
 from scenarios import (Inputs, Run, RunConfig, Setting, build_model, in_stages,
                        load_run_encoder, make_config, scenario_runs, with_prerequisites)
-from tasks import TASKS, Task, constant_scores, read_corpus, summarise
-from weighting import pcgrad_backward, uncertainty_total
+from tasks import TASKS, constant_scores, read_corpus, summarise
+from weighting import loss_weights, pcgrad_backward, uncertainty_total
 
 
 RESUME_HINT = "; the same command continues from the last checkpoint"
@@ -74,11 +75,14 @@ def freeze(model, config: RunConfig) -> None:
     """Freeze what the scenario does not train.
 
     In (a), (a+) and (c) HuBERT is frozen; only the weighted sum and the heads learn. In (b) HuBERT
-    learns too; with feature_grad_mult 0 its convolutions are frozen.
+    learns too; with feature_grad_mult 0 its convolutions are frozen. `freeze_layers` freezes
+    them, the first layers and everything between.
     """
     model.encoder.requires_grad_(config.trains_encoder)
     if config.feature_grad_mult == 0:
         model.encoder.feature_extractor.requires_grad_(False)
+    if config.freeze_layers:
+        model.encoder.freeze_layers(config.freeze_layers)
     model.train()  # which puts a frozen encoder into evaluation mode: it must not drop anything out
 
 
@@ -87,45 +91,66 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
     """Train until the last step.
 
     `network(batches, random_key)` returns the losses; it is the model or its DDP wrapper. Each
-    step of `batches` holds one batch of every task (round robin), and all go through the encoder
-    in one pass. In the paper, the loss is the plain sum over the tasks (`weighting` "sum"). Each
-    step has one backward pass, one clip and one Adam update.
+    step of `batches` holds the parts of an update, one in the paper. A part has one batch of every
+    task (round robin), and all go through the encoder in one pass. Each step has one clip and one
+    Adam update.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
-    device = model.layer_sum.weights.device
     model.train()
     with stop_signals() as signals:
-        for step_batches in session.with_progress_bar(batches):  # {task: batch}
-            rate = config.lr * lr_scale(session.step, config.warmup, config.steps)
+        for parts in session.with_progress_bar(batches):  # [{task: batch}, ...]
+            scale = lr_scale(session.step, config.warmup, config.steps)
             for group in session.optimizer.param_groups:
-                group["lr"] = rate
-
-            # Masks and dropout follow from this key, so a resumed run draws the same ones.
-            random_key = (config.seed, session.step, rank())
-            bf16 = config.precision == "bf16"
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                losses = network(step_batches, random_key)  # {task: scalar}
-
-            if config.weighting == "pcgrad":
-                pcgrad_backward(losses, model, config.seed * config.steps + session.step)
-            elif config.weighting == "uncertainty":
-                uncertainty_total(losses, model.log_sigma).backward()
-            else:
-                sum(losses.values()).backward()
+                group["lr"] = group["peak_lr"] * scale
+            losses = backward(network, model, config, session.step, parts)
             gradient_norm = torch.nn.utils.clip_grad_norm_(trainable, config.clip)
             session.optimizer.step()
             session.optimizer.zero_grad()
 
             # An error names the utterances whose loss is not finite.
-            ids = {task: batch.ids for task, batch in step_batches.items()}
-            session.end_step(losses, gradient_norm, ids, rate)
+            ids = {task: [name for part in parts for name in part[task].ids] for task in losses}
+            session.end_step(losses, gradient_norm, ids, config.lr * scale)
             if evaluation_is_due(session.step, config):
                 evaluate()
             session.save_when_due(signals)
 
 
+def backward(network, model: MultiTask, config: RunConfig, step: int,
+             parts: list[dict]) -> dict[str, Tensor]:
+    """Compute the gradients of one update, and return the losses of its batches {task: scalar}.
+
+    In the paper, the loss is the plain sum over the tasks (`weighting` "sum").
+    """
+    device, bf16 = model.layer_sum.weights.device, config.precision == "bf16"
+    weights = loss_weights(model, parts)
+    losses = dict.fromkeys(parts[0], 0.0)
+    for number, batches in enumerate(parts):
+        # Masks and dropout follow from this key, so a resumed run draws the same ones.
+        random_key = (config.seed, step, rank() + number * world_size())
+        with averaging(network, number == len(parts) - 1):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                found = network(batches, random_key)  # {task: scalar}
+            weighted = {task: loss * weights[number][task] for task, loss in found.items()}
+            if config.weighting == "pcgrad":
+                pcgrad_backward(weighted, model, config.seed * config.steps + step)
+            elif config.weighting == "uncertainty":
+                uncertainty_total(weighted, model.log_sigma).backward()
+            else:
+                sum(weighted.values()).backward()
+        for task, loss in weighted.items():
+            losses[task] = losses[task] + loss.detach()
+    return losses
+
+
+def averaging(network, last: bool) -> AbstractContextManager:
+    """DDP averages the gradients over processes; once per update, with its last part, is enough."""
+    if last or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
+
+
 def evaluation_is_due(step: int, config: RunConfig) -> bool:
-    """Whether dev is scored: in (a) and (c), every `evaluate_every` steps and at the last one."""
+    """Whether dev is scored: every `evaluate_every` steps and at the last one."""
     if config.evaluate_every is None or rank() > 0:
         return False
     return step % config.evaluate_every == 0 or step == config.steps
@@ -165,10 +190,7 @@ def train(config: RunConfig, options: Options) -> None:
     threads = torch.get_num_threads()
     try:
         model, data = prepare(config, options)
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        # The paper uses Adam. AdamW with weight decay 0 is Adam.
-        optimizer = torch.optim.AdamW(trainable, config.lr, weight_decay=config.weight_decay,
-                                      fused=True)
+        optimizer = make_optimizer(model, config)
         network = model
         if world_size() > 1 and config.weighting != "pcgrad":  # PCGrad averages by itself
             network = DistributedDataParallel(model)
@@ -176,11 +198,22 @@ def train(config: RunConfig, options: Options) -> None:
                           options.log_every, options.quiet)
         session.resume()
         batches = batches_from(session.step, config, data, options)
-        evaluate = partial(evaluate_on_dev, session, TASKS[config.tasks[0]], data, options)
+        evaluate = partial(evaluate_on_dev, session, config, data, options)
         training_loop(session, network, model, config, batches, evaluate)
         test_and_save(session, config, data, options)
     finally:
         torch.set_num_threads(threads)
+
+
+def make_optimizer(model: MultiTask, config: RunConfig) -> torch.optim.Optimizer:
+    """Adam, as in the paper: AdamW with weight decay 0 is Adam. The encoder has its own rate."""
+    encoder = [p for p in model.encoder.parameters() if p.requires_grad]
+    others = [p for name, p in model.named_parameters()
+              if p.requires_grad and not name.startswith("encoder.")]
+    groups = [{"params": others, "peak_lr": config.lr}]
+    if encoder:
+        groups.append({"params": encoder, "peak_lr": config.encoder_lr})
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
 def prepare(config: RunConfig, options: Options) -> tuple[MultiTask, Data]:
@@ -197,16 +230,20 @@ def prepare(config: RunConfig, options: Options) -> tuple[MultiTask, Data]:
     return model, Data(corpora, features)
 
 
-def evaluate_on_dev(session: Session, task: Task, data: Data, options: Options) -> None:
-    """Score dev, log it, and keep the head if it is the best so far. (a) and (c) have one task."""
+def evaluate_on_dev(session: Session, config: RunConfig, data: Data, options: Options) -> None:
+    """Score dev and log it. In (a) and (c), which have one task, keep the best head so far."""
     session.check_last_step()  # a model with NaN weights has no score
     rows = data.score("dev", session.model, options)
     session.model.train()
-    metrics = summarise(task, rows[task.name])
+    metrics = {name: summarise(TASKS[name], rows[name]) for name in config.tasks}
     session.write_log({"step": session.step, "dev": metrics})
-    first = task.metrics[0]
-    session.keep_if_best(metrics[first.name], first.better)
-    session.show(**{f"dev_{first.name}": f"{metrics[first.name]:.1f}"})
+    shown = []
+    for name in config.tasks:
+        first = TASKS[name].metrics[0]
+        shown.append(f"{name} {first.name} {metrics[name][first.name]:.1f}")
+        if config.select == "best":
+            session.keep_if_best(metrics[name][first.name], first.better)
+    session.show(dev=", ".join(shown))
 
 
 def test_and_save(session: Session, config: RunConfig, data: Data, options: Options) -> None:
@@ -308,19 +345,24 @@ def cache_features(model: MultiTask, split: str, corpora: dict[str, Corpus],
 
 
 def batches_from(step: int, config: RunConfig, data: Data, options: Options):
-    """Yields {task: batch} from `step` to the last step; worker processes prefetch them."""
+    """Yields the parts of each update from `step` on; worker processes prefetch them."""
     streams = {}
     for name, corpus in data.corpora["train"].items():
-        batch = config.batch[name] * config.processes  # over all processes
+        batch = config.batch[name] * config.accumulate * config.processes  # of an update
         streams[name] = Stream(corpus, batch, config.seed, data.features["train"][name])
     cached = all(found is not None for found in data.features["train"].values())
-    return load_ahead(Steps(streams, rank(), world_size()), 0 if cached else options.workers,
+    steps = Steps(streams, rank(), world_size(), config.accumulate)
+    return load_ahead(steps, 0 if cached else options.workers,
                       sampler=range(step, config.steps), pin_memory=options.device == "cuda")
 
 
 def gather_inputs(runs: list[Run], setting: Setting, options: Options) -> Inputs:
     """The digests of the encoder and of every corpus that the runs or their prerequisites read."""
     encoder = load_encoder(setting.encoder)
+    layers = encoder.num_states - 1
+    if setting.freeze_layers >= layers:
+        raise RunError(f"--freeze-layers {setting.freeze_layers}: the encoder has {layers} layers, "
+                       "and at least one must train; --scenario control freezes all of them")
     data, gb_all_frames, gb_means = {}, {}, {}
     for run in with_prerequisites(runs, setting.heads):
         for name in run.tasks:

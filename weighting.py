@@ -1,13 +1,37 @@
-"""Two alternatives to the plain sum of the task losses: train.py --weighting.
+"""How the losses of the parts and tasks of an update become one gradient.
 
-The paper cites both (Section 1), and the released code has both. Shared parameters: the encoder and
-the layer weights. All others belong to one head. DIFFERS marks a deviation from the authors'
-released code.
+The paper adds the losses of the tasks. train.py --weighting has two alternatives, which the paper
+cites (Section 1) and the released code has. Shared parameters: the encoder and the layer weights.
+All others belong to one head. DIFFERS marks a deviation from the authors' released code.
 """
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def loss_weights(model, parts: list[dict]) -> list[dict]:
+    """The weight of each loss of an update, so that its gradient is that of the whole batch.
+
+    An update has `parts` [{task: batch}, ...] in each process. A head's loss is a mean over
+    `num_loss_terms` terms. Its weight is its share of the terms of all parts and processes, times
+    the number of processes, because DDP averages the gradients over processes.
+    Each process must pass the same tasks in the same order: `all_reduce` adds by position.
+    """
+    # DIFFERS: the released code gives processes equal weight, whatever their shares are.
+    terms = [[model.heads[task].num_loss_terms(batch.targets) for task, batch in part.items()]
+             for part in parts]  # (parts, tasks)
+    totals, processes = [sum(column) for column in zip(*terms)], 1
+    if dist.is_initialized():
+        processes = dist.get_world_size()
+        device = model.layer_sum.weights.device
+        totals = torch.tensor(totals, dtype=torch.float32, device=device)
+        dist.all_reduce(totals)  # now the sums over all processes
+    weights = []
+    for part, own_terms in zip(parts, terms):
+        weights.append({task: own * processes / total
+                        for task, own, total in zip(part, own_terms, totals)})
+    return weights
 
 
 def uncertainty_total(losses: dict[str, Tensor], log_sigma: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-FORMAT = 2  # of config.json, result.json and checkpoint.pt
+FORMAT = 3  # of config.json, result.json and checkpoint.pt
 
 
 class RunError(Exception):

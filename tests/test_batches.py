@@ -110,8 +110,8 @@ def test_batches_from_workers_are_those_of_this_process(root):
     streams = {task: Stream(TASKS[task].read(str(root), "train"), 4, seed=4) for task in tasks}
     steps = Steps(streams, rank=1, world_size=2)
     loader = DataLoader(steps, batch_size=None, sampler=range(3, 6), num_workers=1)
-    for step, batches in zip(range(3, 6), loader):
-        for task, batch in steps[step].items():
+    for step, (batches,) in zip(range(3, 6), loader):
+        for task, batch in steps[step][0].items():
             assert torch.equal(batch.waves, batches[task].waves)
             assert torch.equal(batch.lengths, batches[task].lengths)
             assert batch.ids == batches[task].ids and batch.waves.dtype == torch.float32
@@ -145,4 +145,4 @@ def test_cached_features_stand_in_for_audio():
             return draws
 
     stream = Stream(corpus_of(10), 2, frozen=Frozen())
-    assert Steps({"PR": stream})[7] == {"PR": stream.draws(7)}
+    assert Steps({"PR": stream})[7] == [{"PR": stream.draws(7)}]

@@ -698,37 +698,3 @@ def test_spec_augment_lets_the_gradient_through():
     multitask.time_mask_width = 3  # of 18 frames
     assert gradient(multitask, multitask(step()).values()).isfinite().all()
     assert multitask.encoder.encoder.feature_projection.projection.weight.grad.abs().sum() > 0
-
-
-def test_processes_with_unequal_shares_average_to_the_loss_of_the_whole_batch(monkeypatch):
-    multitask, whole = three_tasks(), step()
-    expected = multitask(whole)
-    shares = [(slice(0, 1), {"a": 1, "c": 1}), (slice(1, None), {"a": 1, "c": 2})]
-    averaged = {"a": 0, "c": 0}
-    for (rows, _), (_, others) in zip(
-        shares, reversed(shares)
-    ):  # two processes, one after the other
-        monkeypatch.setattr(
-            model,
-            "dist",
-            SimpleNamespace(
-                is_initialized=lambda: True,
-                get_world_size=lambda: 2,
-                all_reduce=lambda total, others=others: total.add_(
-                    torch.tensor([float(n) for n in others.values()])
-                ),
-            ),
-        )
-        losses = multitask(
-            {
-                task: SimpleNamespace(
-                    waves=whole[task].waves[rows],
-                    lengths=whole[task].lengths[rows],
-                    targets=whole[task].targets[rows],
-                )
-                for task in others
-            }
-        )
-        averaged = {task: averaged[task] + losses[task] / 2 for task in others}
-    for task, loss in averaged.items():
-        torch.testing.assert_close(loss, expected[task], rtol=1e-5, atol=1e-5)

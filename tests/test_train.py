@@ -16,12 +16,13 @@ import torch
 
 import train
 from batches import Steps, Stream, collate
-from conftest import ROOT, SMALL, result
+from conftest import INPUTS, ROOT, SMALL, result
 from engine.frozen import cache_states
 from engine.runs import load_checkpoint, save_result
 from model import TINY, MultiTask, load_encoder, random_encoder
-from scenarios import SETTINGS, Run, in_stages, scenario_runs, with_prerequisites
+from scenarios import SETTINGS, Run, in_stages, make_config, scenario_runs, with_prerequisites
 from tasks import TASKS
+from train import backward
 from weighting import pcgrad_backward
 
 
@@ -307,10 +308,11 @@ def test_a_killed_run_resumes_to_the_same_bits(run_train, root, tmp_path):
     assert _same(tmp_path / "whole" / "mtl-PR+SD+KS", tmp_path / "broken" / "mtl-PR+SD+KS")
 
 
-def _gradients(rank: int, world: int, port: int, root: str, out: str) -> None:
-    """One process of `world`: the gradient of one step over all processes, without dropout.
+def _gradients(rank: int, world: int, parts: int, port: int, root: str, out: str) -> None:
+    """One process of `world`: the gradient of one update over all processes, without dropout.
 
-    The cases are MTL and each task with a frozen encoder.
+    Each process reads its share in `parts` parts. The cases are MTL and each task with a frozen
+    encoder.
     """
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -329,8 +331,9 @@ def _gradients(rank: int, world: int, port: int, root: str, out: str) -> None:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         net = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
-        steps = Steps({name: Stream(corpora[name], 4, 0) for name in names}, rank, world)
-        sum(net(steps[1]).values()).backward()
+        streams = {name: Stream(corpora[name], 4, 0) for name in names}
+        config = make_config(Run("mtl", tuple(names)), SETTINGS["tiny"], INPUTS)
+        backward(net, model, config, 1, Steps(streams, rank, world, parts)[1])
         found[case] = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
     if rank == 0:
         torch.save(found, out)
@@ -339,25 +342,27 @@ def _gradients(rank: int, world: int, port: int, root: str, out: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_and_two(root, tmp_path_factory):
-    """The gradients of one process with a batch of four and of two processes with two each."""
-    folder = tmp_path_factory.mktemp("gradients")
-    for world in (1, 2):
-        torch.multiprocessing.spawn(
-            _gradients,
-            (world, 29_600 + os.getpid() % 300, str(root), str(folder / f"{world}.pt")),
-            nprocs=world,
-        )
-    return torch.load(folder / "1.pt"), torch.load(folder / "2.pt")
+def gradients(root, tmp_path_factory):
+    """{(processes, parts): gradients of a batch of four that they share}."""
+    folder, found = tmp_path_factory.mktemp("gradients"), {}
+    for world, parts in ((1, 1), (2, 1), (1, 4), (2, 2)):
+        out = folder / f"{world}-{parts}.pt"
+        arguments = world, parts, 29_600 + os.getpid() % 300, str(root), str(out)
+        torch.multiprocessing.spawn(_gradients, arguments, nprocs=world)
+        found[world, parts] = torch.load(out)
+    return found
 
 
 @pytest.mark.parametrize("case", ["MTL", *TASKS])
-def test_two_processes_with_half_the_batch_are_one_process_with_the_whole(one_and_two, case):
-    one, two = one_and_two[0][case], one_and_two[1][case]
-    assert one.keys() == two.keys() and one
-    largest = max(gradient.abs().max() for gradient in one.values())
-    for key in one:
-        assert (one[key] - two[key]).abs().max() <= 2e-6 * largest, key
+@pytest.mark.parametrize("processes, parts", [(2, 1), (1, 4), (2, 2)])
+def test_processes_and_parts_that_share_a_batch_have_the_gradient_of_the_whole(
+    gradients, case, processes, parts
+):
+    whole, shared = gradients[1, 1][case], gradients[processes, parts][case]
+    assert whole.keys() == shared.keys() and whole
+    largest = max(gradient.abs().max() for gradient in whole.values())
+    for key in whole:
+        assert (whole[key] - shared[key]).abs().max() <= 2e-6 * largest, key
 
 
 def test_gradient_surgery_leaves_no_conflict_of_two_tasks(root):

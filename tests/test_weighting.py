@@ -1,10 +1,13 @@
-"""Gradient surgery on worked vectors and a small model. test_train.py has two real tasks."""
+"""Weights of losses; gradient surgery on worked vectors. test_train.py has two real tasks."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from weighting import combine_conflicting, pcgrad_backward
+import weighting
+from weighting import combine_conflicting, loss_weights, pcgrad_backward
 
 
 class Model(nn.Module):
@@ -14,6 +17,41 @@ class Model(nn.Module):
         super().__init__()
         self.encoder, self.layer_sum = nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)
         self.heads = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in "ab"})
+
+
+class Counts:
+    """A head whose loss is a mean over all numbers in its targets."""
+
+    def num_loss_terms(self, targets):
+        return sum(targets)
+
+
+def shares(parts, monkeypatch=None, others=None) -> list[dict]:
+    """loss_weights of parts {task: targets}; `others`: the terms of a second process."""
+    tasks = parts[0]
+    model = SimpleNamespace(heads=dict.fromkeys(tasks, Counts()),
+                            layer_sum=SimpleNamespace(weights=torch.zeros(1)))
+    if others:
+        monkeypatch.setattr(weighting, "dist", SimpleNamespace(
+            is_initialized=lambda: True, get_world_size=lambda: 2,
+            all_reduce=lambda totals: totals.add_(torch.tensor(others))))
+    batches = [{task: SimpleNamespace(targets=t) for task, t in part.items()} for part in parts]
+    return loss_weights(model, batches)
+
+
+def test_one_part_in_one_process_has_weight_one():
+    assert shares([{"a": [3, 4], "b": [5]}]) == [{"a": 1.0, "b": 1.0}]
+
+
+def test_a_part_weighs_as_much_as_its_share_of_the_terms():
+    assert shares([{"a": [1], "b": [2]}, {"a": [1, 2], "b": [2]}]) == [
+        {"a": 0.25, "b": 0.5}, {"a": 0.75, "b": 0.5}]
+
+
+def test_processes_with_unequal_shares_average_to_the_mean_over_all_terms(monkeypatch):
+    # Two terms here and six in the other process, whose gradients DDP averages: 2/8 = (1/2) 0.5.
+    (weights,) = shares([{"a": [2]}], monkeypatch, [6.0])
+    assert float(weights["a"]) == 0.5
 
 
 def combined(task_gradients, key):

@@ -198,7 +198,7 @@ def frozen_head(bench: Bench, corpus: Corpus, encoding_seconds: float) -> Iterat
 
     def train() -> None:
         for k in range(HEAD_STEPS):
-            update(bench, model, optimizer, [steps[k]], "fp32")
+            update(bench, model, optimizer, steps[k], "fp32")
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)    # as in train.py

@@ -94,7 +94,7 @@ def estimate(what: str, run: Run, config: RunConfig, options: Options) -> Estima
     freeze(model, config)
     model.to(device).train()
     streams = {name: Stream(corpora[name]["train"], config.batch[name]) for name in run.tasks}
-    batches = Steps(streams)[0]
+    batches = Steps(streams, parts=config.accumulate)[0][0]
     samples = {name: sum(sum(corpus.lengths) for corpus in sets.values())
                for name, sets in corpora.items()}
     encode_hours, cache_gb, runs_each_step = 0.0, {}, False

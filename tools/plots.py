@@ -60,7 +60,8 @@ def plot_run(axes, result: Result) -> None:
                 for name, points in curves.items():
                     points.append((row["step"], float(row["losses"][name])))
             if "dev" in row:
-                dev.append((row["step"], float(next(iter(row["dev"].values())))))
+                for scores in row["dev"].values():
+                    dev.append((row["step"], float(next(iter(scores.values())))))
         if not all(curves.values()):
             raise ValueError("no losses")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
