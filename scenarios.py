@@ -253,7 +253,7 @@ class RunConfig:
     augment: bool  # SpecAugment
     time_mask_width: int  # frames
     evaluate_every: int | None  # updates between two evaluations on dev
-    select: str  # the checkpoint that is reported: "best" on dev or "last"
+    select: str  # the reported checkpoint: the best on "dev", or the "last"
     precision: str
     fixed_crops: tuple[str, ...]  # tasks that train on cached features of fixed crops
     data: dict[str, dict[str, str]]  # task -> split -> corpus digest
@@ -309,7 +309,7 @@ def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> 
         batch = {run.tasks[0]: setting.ssl_batch or recipe.batch}
         return dict(lr=setting.ssl_lr or recipe.lr, warmup=None, batch=batch, accumulate=1,
                     steps=scaled(setting.ssl_steps or recipe.steps, setting),
-                    evaluate_every=scaled(recipe.evaluate_every, setting), select="best",
+                    evaluate_every=scaled(recipe.evaluate_every, setting), select="dev",
                     augment=recipe.augment, time_mask_width=40,  # s3prl's SpecAugment
                     clip=recipe.clip, weight_decay=recipe.weight_decay)
     # The paper is silent about clipping and SpecAugment; the released code does both.
@@ -320,7 +320,7 @@ def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> 
         return common | dict(lr=setting.transfer_lr, steps=scaled(setting.transfer_steps, setting),
                              warmup=scaled(setting.transfer_warmup, setting),
                              batch={run.left_out: setting.transfer_batch}, accumulate=1,
-                             evaluate_every=scaled(setting.evaluate_every, setting), select="best")
+                             evaluate_every=scaled(setting.evaluate_every, setting), select="dev")
     batch = {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks}
     evaluate_every = setting.mtl_evaluate_every and scaled(setting.mtl_evaluate_every, setting)
     return common | dict(lr=setting.mtl_lr, steps=scaled(setting.mtl_steps, setting),

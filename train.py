@@ -241,7 +241,7 @@ def evaluate_on_dev(session: Session, config: RunConfig, data: Data, options: Op
     for name in config.tasks:
         first = TASKS[name].metrics[0]
         shown.append(f"{name} {first.name} {metrics[name][first.name]:.1f}")
-        if config.select == "best":
+        if config.select == "dev":
             session.keep_if_best(metrics[name][first.name], first.better)
     session.show(dev=", ".join(shown))
 
