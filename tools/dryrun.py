@@ -4,7 +4,7 @@
 
 It reads every corpus that the scenario needs, loads the encoder, takes real steps of every task
 with a frozen encoder and of MTL, and multiplies. The times come from single steps on this machine
-now: they only show whether it takes hours or weeks.
+now, without evaluations and the start of each run: expect a factor of two.
 """
 
 import sys
@@ -32,7 +32,7 @@ from scenarios import (
     make_config,
     with_prerequisites,
 )
-from train import freeze
+from train import backward, freeze, make_optimizer
 
 ENCODED = 4  # utterances of each task that the frozen encoder encodes
 KINDS = {"mtl": "all at once", "leave-one-out": "all at once", "control": "all, frozen"}
@@ -93,8 +93,9 @@ def estimate(what: str, run: Run, config: RunConfig, options: Options) -> Estima
     model = build_model(config, encoder, classes)
     freeze(model, config)
     model.to(device).train()
-    streams = {name: Stream(corpora[name]["train"], config.batch[name]) for name in run.tasks}
-    batches = Steps(streams, parts=config.accumulate)[0][0]
+    streams = {name: Stream(corpora[name]["train"], config.batch[name] * config.accumulate)
+               for name in run.tasks}
+    parts = Steps(streams, parts=config.accumulate)[0]
     samples = {name: sum(sum(corpus.lengths) for corpus in sets.values())
                for name, sets in corpora.items()}
     encode_hours, cache_gb, runs_each_step = 0.0, {}, False
@@ -106,19 +107,21 @@ def estimate(what: str, run: Run, config: RunConfig, options: Options) -> Estima
                 runs_each_step = True
                 continue
             cache_gb[name] = gigabytes
-            batches[name], seconds_per_sample = encode_some(model, batches[name], pooled, device)
+            for part in parts:
+                part[name], seconds_per_sample = encode_some(model, part[name], pooled, device)
             encode_hours += seconds_per_sample * samples[name] / 3600
+    optimizer = make_optimizer(model, config)
 
-    def step() -> None:  # Adam's share of a step and the evaluations are left out
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = sum(model(batches).values())
-        loss.backward()
+    def step() -> None:  # evaluations are left out
+        backward(model, model, config, 0, parts)
+        optimizer.step()
+        optimizer.zero_grad()
 
     step_seconds, _ = seconds_of(step, device)
     hours = sum(samples.values()) / SAMPLE_RATE / 3600
     row = [what, f"{count_utterances(corpora):,}", f"{hours:.1f}",
            str(classes[run.tasks[0]]) if len(run.tasks) == 1 else "",
-           str(sum(config.batch.values())), f"{1000 * step_seconds:.1f}",
+           str(config.accumulate * sum(config.batch.values())), f"{1000 * step_seconds:.1f}",
            "each step" if runs_each_step else f"{encode_hours:.2f}",
            f"{sum(cache_gb.values()):.1f}"]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
