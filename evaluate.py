@@ -2,6 +2,8 @@
 
     python evaluate.py --run runs/transfer-IC   # score a run again (--split dev, --data DIR)
     python evaluate.py --table                  # Table 1 of the finished runs (--intervals ...)
+    python evaluate.py --summary                # figures/summary.png: all metrics (--paper)
+    python evaluate.py --confusion              # figures/confusion.png: which class for which
     python evaluate.py --layers                 # figures/layers.png: hidden states of each task
     python evaluate.py --curves                 # figures/curves.png: losses and dev scores
 """
@@ -172,6 +174,12 @@ def main() -> None:
                         help="with --table: 95 %% bootstrap intervals")
     parser.add_argument("--markdown", action="store_true", help="with --table: as Markdown")
     parser.add_argument("--json", action="store_true", help="with --table: as JSON")
+    parser.add_argument("--summary", action="store_true",
+                        help="plot (a), (b-1) and (c) with 95 %% intervals, one panel per metric")
+    parser.add_argument("--paper", action="store_true",
+                        help="with --summary: the paper's numbers in a part of their own")
+    parser.add_argument("--confusion", action="store_true",
+                        help="plot confusion matrices of tasks with few classes")
     parser.add_argument("--layers", action="store_true",
                         help="plot which hidden states the heads use")
     parser.add_argument("--curves", action="store_true",
@@ -179,18 +187,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the plots")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
-    if not (args.run or args.table or args.layers or args.curves):
-        parser.error("nothing to do: give --run, --table, --layers or --curves")
+    of_all_runs = args.table or args.summary or args.confusion or args.layers or args.curves
+    if not (args.run or of_all_runs):
+        parser.error("nothing to do: give --run, --table, --summary, --confusion, --layers or "
+                     "--curves")
+    if args.paper and not args.summary:
+        parser.error("--paper goes with --summary")
     with friendly_errors(args.debug):
         if args.run:
             print(json.dumps(evaluate_again(args.run, args.split, args.data), indent=1))
-        if args.table or args.layers or args.curves:
+        if of_all_runs:
             show_results(args)
 
 
 def show_results(args: argparse.Namespace) -> None:
     """The table and the plots of all finished runs. Raises RunError if there is none."""
-    from tools.plots import save_plot, plot_curves, plot_layers
+    from tools.plots import plot_curves, plot_layers, save_plot
+    from tools.scores import plot_confusion, plot_summary
 
     results = read_results(args.runs)
     if not results:
@@ -204,6 +217,10 @@ def show_results(args: argparse.Namespace) -> None:
                           for (task, metric), (value, low, high) in columns.items()], indent=1))
     elif args.table:
         print_results(results, list(TASKS), args.intervals, args.markdown)
+    if args.summary:
+        save_plot(plot_summary(results, args.paper), args.out / "summary.png")
+    if args.confusion:
+        save_plot(plot_confusion(results), args.out / "confusion.png")
     if args.layers:
         save_plot(plot_layers(results), args.out / "layers.png")
     if args.curves:

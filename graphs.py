@@ -13,8 +13,8 @@ a 95 % interval. With one or two seeds, an edge is solid if its interval exclude
 cannot show training variance. From three seeds on, each change has a paired t-test over seeds, and
 an edge is solid if it is a discovery at a false discovery rate of 10 %. All other edges are dashed.
 
-Writes edges.json, improvement.dot, hurt.dot, fig2.svg, fig2.png, and changes.png, all changes with
-their intervals. Shapes: K seeds, n utterances or trials.
+Writes edges.json, improvement.dot, hurt.dot, fig2.svg, fig2.png, and all changes: changes.png with
+their intervals, matrix.png as in Table 1. Shapes: K seeds, n utterances or trials.
 """
 
 import argparse
@@ -226,15 +226,20 @@ class Edge:
         return entry
 
 
+def width_of(change: Change) -> Width | None:
+    """The line width of a change; None if it is too small for an edge."""
+    size = round(abs(change.percent), 6)  # 2.00 -> 2.01 is 0.49999... % in floating point
+    return next((width for width in WIDTHS if size >= width.smallest), None)
+
+
 def make_edges(changes: list[Change]) -> list[Edge]:
     """The edges of both graphs: first improvement, then hurt."""
     edges = []
     for graph in GRAPHS:
         for change in changes:
-            size = round(abs(change.percent), 6)  # 2.00 -> 2.01 is 0.49999... % in floating point
-            widths = [width for width in WIDTHS if size >= width.smallest]
-            if widths and change.graph == graph:
-                edges.append(Edge(change, widths[0]))
+            width = width_of(change)
+            if width and change.graph == graph:
+                edges.append(Edge(change, width))
     return edges
 
 
@@ -324,7 +329,7 @@ def draw_graphs(args: argparse.Namespace) -> None:
         raise OSError(f"cannot write to {args.out} ({error.strerror})") from error
     print_statistics(changes)
     print_edges(edges)
-    print(f"wrote edges.json, *.dot, fig2.svg, fig2.png, changes.png to {args.out}")
+    print(f"wrote edges.json, *.dot, fig2.svg, fig2.png, changes.png, matrix.png to {args.out}")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ class Result:
     constant: dict[str, dict[str, float]]  # the same of the best constant answer
     digests: dict[str, str]  # task -> digest of its file of predictions
 
-    def pairs(self, task: str, metric: str) -> list[tuple[str, list]]:
-        """(id, two numbers) of each test utterance; metrics.py reduces the numbers to the metric.
+    def predictions(self, task: str) -> list[dict]:
+        """The rows of predictions/<TASK>.jsonl, one per test utterance (tasks.score).
 
-        Raises RunError if the file of predictions is not the one that the run wrote.
+        Raises RunError if the file is not the one that the run wrote.
         """
         path = self.path / "predictions" / f"{task}.jsonl"
         try:
@@ -37,10 +37,18 @@ class Result:
         if not intact:
             raise RunError(f"{path} is missing or was changed since the run ended; "
                            f"delete {self.path} and train again")
+        return read_json_lines(path)
+
+    def pairs(self, task: str, metric: str) -> list[tuple[str, list]]:
+        """(id, two numbers) of each test utterance; metrics.py reduces the numbers to the metric.
+
+        Raises RunError if the predictions are not those that the run wrote.
+        """
         try:
-            return [(row["id"], row[metric]) for row in read_json_lines(path)]
+            return [(row["id"], row[metric]) for row in self.predictions(task)]
         except KeyError as error:
-            raise RunError(f"no {error.args[0]} in a line of {path}; delete {self.path}") from error
+            raise RunError(f"no {error.args[0]} in a line of {self.path}/predictions/{task}.jsonl; "
+                           f"delete {self.path}") from error
 
 
 def read_results(runs: Path) -> list[Result]:
@@ -185,7 +193,7 @@ def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
     columns = [(TASKS[name], metric) for name in tasks for metric in TASKS[name].metrics]
     heading = ["scenario"]
     for task, metric in columns:
-        heading.append(f"{task.name} {metric.name}{'↓' if metric.lower_is_better else '↑'}")
+        heading.append(f"{task.name} {metric.heading}")
     shown = [row for row in sorted(cells, key=row_order)
              if any((task.name, metric.name) in cells[row] for task, metric in columns)]
     marked = any(row.startswith("(b-2)") for row in shown)

@@ -50,6 +50,11 @@ class Metric:
     counts: Callable  # (reference, prediction) -> two numbers, for instance (errors, words)
     reduce: Callable = ratio  # the numbers of all utterances -> fraction
 
+    @property
+    def heading(self) -> str:
+        """The name and the better direction: "wer↓"."""
+        return f"{self.name}{'↓' if self.lower_is_better else '↑'}"
+
     def better(self, a: float, b: float) -> bool:
         """Whether value `a` is better than value `b`."""
         return a < b if self.lower_is_better else a > b

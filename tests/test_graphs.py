@@ -505,7 +505,8 @@ def test_what_cannot_be_drawn_is_one_sentence_and_exit_code_2(
 def test_the_files_are_valid_and_the_same_each_time(tmp_path):
     edges = graph("--paper", "--out", tmp_path / "a")
     graph("--paper", "--out", tmp_path / "b")
-    files = ["changes.png", "edges.json", "fig2.png", "fig2.svg", "hurt.dot", "improvement.dot"]
+    files = ["changes.png", "edges.json", "fig2.png", "fig2.svg", "hurt.dot", "improvement.dot",
+             "matrix.png"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == files
     assert all(
         (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -1,4 +1,7 @@
-"""The pictures of graphs.py: Fig. 2 (fig2.svg, fig2.png, *.dot) and all changes (changes.png)."""
+"""The pictures of graphs.py: Fig. 2 (fig2.svg, fig2.png, *.dot) and all changes.
+
+changes.png has them with their intervals, sorted; matrix.png as in Table 1, source by target.
+"""
 
 import json
 import math
@@ -8,11 +11,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch
+from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from graphs import FALSE_DISCOVERY_RATE, GRAPHS, WIDTHS, Change, Edge
+from graphs import FALSE_DISCOVERY_RATE, GRAPHS, WIDTHS, Change, Edge, drawn_metric, width_of
 from tasks import TASKS
 
 COLOURS = {"improvement": "#1b6ca8", "hurt": "#b5442e"}
@@ -20,6 +24,8 @@ FILLS = ("#a9d0ea", "#e6c6e1", "#bfe3a5", "#fdd08a", "#f3b5a5")  # one per group
 MARKERS = ("o", "p", "h", "s", "8")
 DARK = "#333333"
 DASHES = (0, (3.2, 1.6))
+OPACITY = {"thick": 0.85, "medium": 0.45, "thin": 0.18}  # of a cell of the matrix
+HATCHES = {"improvement": None, "hurt": "////"}  # tell the colours apart in grey
 
 
 def group_looks(tasks: list[str]) -> dict[str, dict]:
@@ -131,6 +137,73 @@ def draw_panel(axes: Axes, changes: list[Change]) -> None:
         axes.spines[side].set_visible(False)
 
 
+def draw_matrix(changes: list[Change], title: str) -> Figure:
+    """All changes as in Table 1: a row for each task that is left out, a column for each metric.
+
+    The number is the change of the metric in percent; colour and hatching say whether it is better
+    or worse without the source, the strength says how much, with the limits of Fig. 2.
+    """
+    compared = {task for change in changes for task in (change.source, change.target)}
+    tasks = [task for task in TASKS if task in compared]
+    size = len(tasks)
+    figure = Figure(figsize=(max(6.5, 1.6 + 0.75 * size), 2 + 0.42 * size), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+    found = {(change.source, change.target): change for change in changes}
+    for y, source in enumerate(tasks):
+        for x, target in enumerate(tasks):
+            if (source, target) in found:
+                draw_cell(axes, x, y, found[source, target])
+            else:
+                axes.text(x, y, "X" if x == y else "—", ha="center", va="center", color="grey")
+    for edge in range(1, size):  # white lines between cells of one colour
+        axes.axhline(edge - 0.5, color="white", linewidth=1.5, zorder=2)
+        axes.axvline(edge - 0.5, color="white", linewidth=1.5, zorder=2)
+    axes.set_xticks(range(size), [f"{task}\n{drawn_metric(task).heading}" for task in tasks])
+    axes.set_yticks(range(size), [f"without {task}" for task in tasks])
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axes.set_title(f"{title}: how task A changes without task B, in % of its metric", fontsize=9)
+    handles = matrix_legend(changes)
+    figure.legend(handles=handles, loc="outside lower center", ncols=(len(handles) + 1) // 2,
+                  frameon=False, fontsize=8)
+    return figure
+
+
+def draw_cell(axes: Axes, x: int, y: int, change: Change) -> None:
+    """One change: its number on its colour; a frame and bold type if it is significant."""
+    width = width_of(change)
+    if width:
+        axes.add_patch(cell_patch(change.graph, width.name, (x - 0.5, y - 0.5)))
+    if change.significant:
+        axes.add_patch(Rectangle((x - 0.45, y - 0.42), 0.9, 0.84, fill=False, edgecolor="black",
+                                 linewidth=1.6, zorder=3))
+    dark = width and width.name == "thick"
+    number = f"{change.percent:+.1f}".replace("-", "−") if change.percent else "0"
+    axes.text(x, y, number, ha="center", va="center", fontsize=8, zorder=4,
+              color="white" if dark else "black", weight="bold" if change.significant else None)
+
+
+def cell_patch(graph: str, width: str, place: tuple[float, float] = (0, 0), **more) -> Rectangle:
+    """The background of a cell of the matrix, and its sign in the legend."""
+    colour = COLOURS[graph]
+    return Rectangle(place, 1, 1, facecolor=to_rgba(colour, OPACITY[width]), linewidth=0,
+                     edgecolor=to_rgba(colour, 0.5), hatch=HATCHES[graph], **more)
+
+
+def matrix_legend(changes: list[Change]) -> list:
+    """The colours of both graphs, one in each line, from weak to strong; and the frame."""
+    handles = []
+    for width in reversed(WIDTHS):
+        for graph, meaning in GRAPHS.items():
+            label = f"{width.legend}: {meaning}" if width is WIDTHS[0] else width.legend
+            handles.append(cell_patch(graph, width.name, label=label))
+    if any(change.low is not None for change in changes):
+        significant, _ = significance_labels(changes)
+        handles.append(Rectangle((0, 0), 1, 1, fill=False, edgecolor="black", linewidth=1.6,
+                                 label=significant))
+    return handles
+
+
 def dot(graph: str, edges: list[Edge], tasks: list[str]) -> str:
     """One graph in the language of Graphviz (`dot -Tpdf hurt.dot`)."""
     lines = [f"digraph {graph} {{ layout=circo;"]
@@ -160,3 +233,4 @@ def write_files(changes: list[Change], edges: list[Edge], title: str, out: Path)
         figure.savefig(out / "fig2.svg", metadata={"Date": None})
         figure.savefig(out / "fig2.png", dpi=200)
         draw_changes(changes, title).savefig(out / "changes.png", dpi=200)
+        draw_matrix(changes, title).savefig(out / "matrix.png", dpi=200)
