@@ -647,3 +647,70 @@ def test_nothing_in_the_figure_of_changes_is_cut_off_or_lies_on_something_else()
         assert all(upper.y0 >= lower.y1 for upper, lower in pairwise(heights))
     left, right = (axes.get_tightbbox() for axes in figure.axes)
     assert left.x1 <= right.x0
+
+
+def _cells(figure):
+    """{(row, column): (number, (hatch, width) or None, count of frames)} of the matrix."""
+    (axes,) = figure.axes
+    strengths = {opacity: width for width, opacity in drawing.OPACITY.items()}
+    cells = {}
+    for text in axes.texts:
+        x, y = text.get_position()
+        fills, frames = [], 0
+        for patch in axes.patches:
+            if (round(patch.get_x()), round(patch.get_y())) == (x, y) and not patch.get_fill():
+                frames += 1
+            if patch.get_xy() == (x - 0.5, y - 0.5):
+                fills.append((patch.get_hatch(), strengths[round(patch.get_facecolor()[3], 2)]))
+        cells[y, x] = text.get_text(), *(fills or [None]), frames
+    return cells
+
+
+def test_the_matrix_of_the_paper_has_each_change_in_its_row_and_column():
+    changes = graphs.paper_changes()
+    figure = drawing.draw_matrix(changes, "Table 1")
+    (axes,) = figure.axes
+    names = list(TASKS)
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"without {t}" for t in names]
+    heads = [label.get_text() for label in axes.get_xticklabels()]
+    assert heads[:3] == ["ASR\nwer↓", "PR\nper↓", "SF\ncer↓"] and len(heads) == 9
+    cells = _cells(figure)
+    for change in changes:
+        number, background, frames = cells[names.index(change.source), names.index(change.target)]
+        assert float(number.replace("−", "-")) == pytest.approx(change.percent, abs=0.051)
+        assert frames == 0  # nothing is known about the paper's noise
+        edge = EDGES.get((change.source, change.target))
+        hatch = {"improvement": None, "hurt": "////"}
+        assert background == (edge and (hatch[edge["graph"]], edge["width"]))
+    assert all(cells[i, i] == ("X", None, 0) for i in range(9))
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(said) == 6 and said[-2:] == ["≥ 8 % change: A is worse without B",
+                                            "≥ 8 % change: A is better without B"]
+
+
+def test_the_matrix_of_runs_frames_what_is_significant_and_dashes_what_is_missing():
+    changes = [
+        graphs.Change("PR", "KS", -4.0, -7.0, -1.0, significant=True),
+        graphs.Change("KS", "PR", -10.0, -12.0, 8.0, significant=False),
+        graphs.Change("PR", "ASR", 0.0, 0.0, 0.0, significant=False),
+    ]
+    figure = drawing.draw_matrix(changes, "runs, seed 0")
+    dash = ("—", None, 0)
+    # rows and columns: ASR, PR, KS
+    assert _cells(figure) == {
+        (0, 0): ("X", None, 0), (0, 1): dash, (0, 2): dash,
+        (1, 0): ("0", None, 0), (1, 1): ("X", None, 0), (1, 2): ("−4.0", (None, "medium"), 1),
+        (2, 0): dash, (2, 1): ("−10.0", ("////", "thick"), 0), (2, 2): ("X", None, 0),
+    }
+    assert figure.legends[0].get_texts()[-1].get_text() == "is not 0 (95 %)"
+
+
+@pytest.mark.parametrize("tasks", [list(TASKS), ["IC", "KS"]])
+def test_nothing_of_the_matrix_is_cut_off(tasks):
+    changes = [change for change in _some_changes() if {change.source, change.target} <= {*tasks}]
+    figure = drawing.draw_matrix(changes, "runs, seed 0 1 2 3 4 5 6 7 8 9")
+    figure.draw_without_rendering()
+    box, legend = figure.axes[0].get_tightbbox(), figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert box.y0 > legend.y1 and legend.y0 >= 0
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1

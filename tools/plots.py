@@ -129,10 +129,10 @@ def plot_curves(results: list[Result]) -> Figure:
     handles = [Line2D([], [], markersize=4, label=f"(b-2) {label}", **style)
                for label, style in left_out_looks().items() if label in drawn]
     heights.append(0.5 if handles else 0.01)  # inches
-    figure = Figure(figsize=(12, sum(heights) + 0.4), layout="constrained")
+    columns = min(COLUMNS, max(len(tasks) for tasks in groups.values()))
+    figure = Figure(figsize=(max(5, 2.4 * columns), sum(heights) + 0.4), layout="constrained")
     figure.suptitle(f"Training losses and dev scores: {name_seeds(results)}", fontsize=10)
     *parts, last = figure.subfigures(len(heights), 1, height_ratios=heights)
-    columns = min(COLUMNS, max(len(tasks) for tasks in groups.values()))
     for part, (group, tasks) in zip(parts, groups.items()):
         part.suptitle(group, fontsize=9, weight="bold", x=0.01, ha="left")
         draw_group(part, tasks, columns)

@@ -48,15 +48,19 @@ def plot_summary(results: list[Result], with_paper: bool = False) -> Figure:
                       paper_cells(), {}))
     columns = [(name, metric) for name in TASKS for metric in TASKS[name].metrics
                if any((name, metric.name) in row for row in cells.values())]
-    height = 0.35 + 1.75 * math.ceil(len(columns) / COLUMNS)  # inches
-    figure = Figure(figsize=(8.2, height * len(parts) + 0.5), layout="constrained")
-    figures = figure.subfigures(len(parts) + 1, 1, height_ratios=[height] * len(parts) + [0.5])
+    width = min(COLUMNS, len(columns))
+    height = 0.35 + 1.75 * math.ceil(len(columns) / width)  # inches
+    rows = sorted(cells, key=row_order)
+    lines = 1 if sum(len(row) for row in rows) < 90 else math.ceil(len(rows) / 2)
+    heights = [height] * len(parts) + [0.35 + 0.15 * lines]
+    figure = Figure(figsize=(max(5.5, 1.64 * width), sum(heights)), layout="constrained")
+    *figures, last = figure.subfigures(len(heights), 1, height_ratios=heights)
     for part, (title, values, line) in zip(figures, parts):
         part.suptitle(title, fontsize=10, weight="bold")
         draw_part(part, columns, values, line)
     if with_paper:
         figures[1].set_facecolor("#f3efe6")
-    add_legend(figures[-1], sorted(cells, key=row_order), bool(constant))
+    add_legend(last, rows, math.ceil(len(rows) / lines), bool(constant))
     return figure
 
 
@@ -84,7 +88,8 @@ def draw_part(part: SubFigure, columns: list[tuple], cells: dict, constant: dict
         axes.set_title(f"{task} {metric.name}", fontsize=9, weight="bold", loc="left")
         axes.set_title("↓ is better" if metric.lower_is_better else "↑ is better", fontsize=SMALL,
                        loc="right")
-        axes.set_xticks(range(len(rows)), [row.split()[0] for row in rows])
+        axes.set_xticks(range(len(rows)), [row.split()[0] for row in rows],
+                        rotation=90 if len(rows) > 4 else 0)
         axes.set_xlim(-0.6, len(rows) - 0.4)
         axes.tick_params(labelsize=SMALL, length=2)
         for side in ("top", "right"):
@@ -138,10 +143,10 @@ def draw_constant(axes: Axes, value: float) -> None:
               va="center", fontsize=SMALL)
 
 
-def add_legend(part: SubFigure, rows: list[str], with_constant: bool) -> None:
-    """One line with the marker of each row; below it the interval and the constant answer."""
+def add_legend(part: SubFigure, rows: list[str], columns: int, with_constant: bool) -> None:
+    """The marker of each row; below them the interval and the constant answer."""
     handles = [Line2D([], [], linestyle="", markersize=6, label=row, **look(row)) for row in rows]
-    part.legend(handles=handles, loc="upper center", ncols=len(rows), frameon=False, fontsize=8)
+    part.legend(handles=handles, loc="upper center", ncols=columns, frameon=False, fontsize=8)
     handles = [Line2D([], [], color=DARK, linewidth=1.6, label="95 % interval")]
     if with_constant:
         handles.append(Line2D([], [], color=DARK, linestyle="--", linewidth=1,
@@ -172,20 +177,20 @@ def plot_confusion(results: list[Result]) -> Figure:
                        f"task with classes, at most {MOST_CLASSES} of them")
     rows = sorted({row for heading in classes for row in answers[heading]}, key=row_order)
     widths = [max(1.6, CELL * len(names)) for names in classes.values()]  # inches
-    height = 1.4 + CELL * max(len(names) for names in classes.values())
+    height = 1.5 + CELL * max(len(names) for names in classes.values())
     figure = Figure(figsize=(sum(widths) + 1.6 * len(widths), 0.3 + height * len(rows)),
                     layout="constrained")
     figure.suptitle(f"Answers in % of each class: {name_seeds(results)}", fontsize=10)
-    panels = figure.subplots(len(rows), len(classes), squeeze=False, width_ratios=widths)
-    for row, line in zip(rows, panels):
-        for heading, axes in zip(classes, line):
-            if row in answers[heading]:
-                counts = count_answers(answers[heading][row], classes[heading])
-                right = 100 * np.trace(counts) / counts.sum()
-                axes.set_title(f"{heading}\n{row}: {right:.1f} %", fontsize=9)
-                draw_counts(axes, counts, classes[heading])
-            else:
-                axes.set_visible(False)
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, row in zip(parts, rows):
+        part.suptitle(row, fontsize=9, weight="bold", x=0.01, ha="left")
+        panels = part.subplots(1, len(classes), squeeze=False, width_ratios=widths)[0]
+        for axes, (heading, names) in zip(panels, classes.items()):
+            axes.set_visible(row in answers[heading])
+            counts = count_answers(answers[heading].get(row, []), names)
+            right = 100 * np.trace(counts) / max(counts.sum(), 1)
+            axes.set_title(f"{heading}: {right:.1f} % right", fontsize=9)
+            draw_counts(axes, counts, names)
     return figure
 
 
