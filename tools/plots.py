@@ -32,11 +32,13 @@ def save_plot(figure: Figure, path: Path) -> None:
     print(f"wrote {path}", file=sys.stderr)
 
 
-def name_seeds(results: list[Result]) -> str:
-    """Whose runs are drawn: "runs, seeds 0 1 2"."""
+def name_runs(results: list[Result]) -> str:
+    """Whose runs are drawn: "runs, seeds 0 1 2"; and their scale, if it is not 1."""
     seeds = sorted({result.config.seed for result in results})
     plural = "s" if len(seeds) > 1 else ""
-    return f"{results[0].path.parent}, seed{plural} {' '.join(str(seed) for seed in seeds)}"
+    scale = results[0].config.scale  # all have one (check_comparable)
+    scaled = f", updates times {scale:g}" if scale != 1 else ""
+    return f"{results[0].path.parent}, seed{plural} {' '.join(map(str, seeds))}{scaled}"
 
 
 def group_of(config: RunConfig) -> str:
@@ -84,7 +86,7 @@ def plot_layers(results: list[Result]) -> Figure:
     figure = Figure(figsize=(max(6.5, 1.5 + 0.55 * states), 0.9 + sum(0.55 + 0.26 * h
                                                                    for h in heights)),
                     layout="constrained")
-    figure.suptitle(f"Weights of the hidden states: {name_seeds(results)}", fontsize=10)
+    figure.suptitle(f"Weights of the hidden states: {name_runs(results)}", fontsize=10)
     panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True, height_ratios=heights)
     for axes, (group, rows) in zip(panels[:, 0], groups.items()):
         axes.set_title(group, fontsize=9, loc="left", weight="bold")
@@ -131,7 +133,7 @@ def plot_curves(results: list[Result]) -> Figure:
     heights.append(0.5 if handles else 0.01)  # inches
     columns = min(COLUMNS, max(len(tasks) for tasks in groups.values()))
     figure = Figure(figsize=(max(5, 2.4 * columns), sum(heights) + 0.4), layout="constrained")
-    figure.suptitle(f"Training losses and dev scores: {name_seeds(results)}", fontsize=10)
+    figure.suptitle(f"Training losses and dev scores: {name_runs(results)}", fontsize=10)
     *parts, last = figure.subfigures(len(heights), 1, height_ratios=heights)
     for part, (group, tasks) in zip(parts, groups.items()):
         part.suptitle(group, fontsize=9, weight="bold", x=0.01, ha="left")

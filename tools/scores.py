@@ -14,7 +14,7 @@ from engine.runs import RunError
 from graphs import PAPER
 from results import CONSTANT, Result, row_name, row_order, table_cells
 from tasks import ACCURACY, TASKS
-from tools.plots import COLUMNS, SMALL, name_seeds
+from tools.plots import COLUMNS, SMALL, name_runs
 
 # The scenarios of the summary by their sign in Table 1. All differ in shape and in greyness.
 LOOKS = {"(a)": {"marker": "o", "color": "#000000"},
@@ -42,7 +42,7 @@ def plot_summary(results: list[Result], with_paper: bool = False) -> Figure:
         raise RunError(f"no finished run of (a), (b-1) or (c) in {results[0].path.parent}")
     cells = table_cells(shown, intervals=True)
     constant = cells.pop(CONSTANT, {})
-    parts = [(f"Test scores in %: {name_seeds(shown)}", cells, constant)]
+    parts = [(f"Test scores in %: {name_runs(shown)}", cells, constant)]
     if with_paper:
         parts.append(("The paper's Table 1 in %: HuBERT Base on SUPERB, one number each",
                       paper_cells(), {}))
@@ -180,7 +180,7 @@ def plot_confusion(results: list[Result]) -> Figure:
     height = 1.5 + CELL * max(len(names) for names in classes.values())
     figure = Figure(figsize=(sum(widths) + 1.6 * len(widths), 0.3 + height * len(rows)),
                     layout="constrained")
-    figure.suptitle(f"Answers in % of each class: {name_seeds(results)}", fontsize=10)
+    figure.suptitle(f"Answers in % of each class: {name_runs(results)}", fontsize=10)
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, row in zip(parts, rows):
         part.suptitle(row, fontsize=9, weight="bold", x=0.01, ha="left")
