@@ -16,7 +16,7 @@ from results import read_results, table_cells
 from scenarios import SETTINGS, Run, make_config
 from tasks import TASKS
 from tools.plots import SMALL, plot_curves, plot_layers
-from tools.scores import count_answers, paper_cells, plot_confusion, plot_summary
+from tools.scores import count_answers, look, paper_cells, plot_confusion, plot_summary
 
 MTL = Run("mtl", tuple(TASKS))
 CONTROL = replace(MTL, scenario="control")
@@ -164,6 +164,7 @@ def test_rows_of_an_experiment_with_fewer_tasks_are_hollow(scored):
     filled = [line.get_markerfacecolor() != "white" for line in axes.lines
               if line.get_marker() == "s"]
     assert filled == [True, False]
+    assert look("(a++) SSL, updates of (c)")["markerfacecolor"] != "white"
 
 
 def test_nothing_of_a_summary_with_two_lines_is_cut_off_or_overlaps(tmp_path):

@@ -97,14 +97,14 @@ def draw_part(part: SubFigure, columns: list[tuple], cells: dict, constant: dict
         axes.locator_params(axis="y", nbins=5)
         draw_points(axes, [cells[row].get(key) for row in rows], rows)
         if key in constant:
-            axes.set_xlim(-0.6, len(rows) + 0.25)  # room for the number
             draw_constant(axes, constant[key][0])
 
 
 def look(row: str) -> dict:
     """Marker and colour of a row; hollow if the experiment has fewer than all tasks."""
     marker = LOOKS[row.split()[0]]
-    return marker | {"markerfacecolor": "white" if " of " in row else marker["color"]}
+    first_task = row.rpartition(" of ")[2].split("+")[0]
+    return marker | {"markerfacecolor": "white" if first_task in TASKS else marker["color"]}
 
 
 def draw_points(axes: Axes, values: list[tuple | None], rows: list[str]) -> None:
@@ -129,6 +129,7 @@ def draw_constant(axes: Axes, value: float) -> None:
     span = high - low
     if low - span / 2 <= value <= high + span / 2:
         place = value
+        axes.set_xlim(right=axes.get_xlim()[1] + 0.9)  # room for the number
         axes.set_ylim(min(low, value - 0.1 * span), max(high, value + 0.1 * span))
     else:
         ticks = MaxNLocator(4).tick_values(low, high)
@@ -138,7 +139,7 @@ def draw_constant(axes: Axes, value: float) -> None:
         axes.axhspan(inner, outer, color="#e4e4e4", linewidth=0)
         axes.set_ylim(min(low, outer), max(high, outer))
         place = (inner + outer) / 2
-    axes.axhline(place, 0, 0.76, color=DARK, linestyle="--", linewidth=1, zorder=1)
+    axes.axhline(place, 0, 0.72, color=DARK, linestyle="--", linewidth=1, zorder=1)
     axes.text(1, place, f"{value:.1f}", transform=axes.get_yaxis_transform(), ha="right",
               va="center", fontsize=SMALL)
 
