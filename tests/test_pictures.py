@@ -341,6 +341,14 @@ def test_seeds_are_averaged_where_all_have_a_point(tmp_path):
     assert (list(axes.lines[0].get_xdata()), list(axes.lines[0].get_ydata())) == ([10], [82])
 
 
+def test_logs_without_a_common_step_give_an_empty_panel(tmp_path):
+    trained(tmp_path, ssl("KS"))
+    log = trained(tmp_path, ssl("KS", seed=1)) / "log.jsonl"
+    log.write_text(log.read_text().replace('"step": 10', '"step": 11'))
+    (axes,) = plot_curves(read_results(tmp_path)).axes
+    assert not axes.lines
+
+
 def test_a_loss_of_zero_is_a_gap_and_no_well(tmp_path):
     trained(tmp_path, ssl("KS"), losses=[2.0] * 10 + [0.0] * 10 + [2.0] * 10)
     (axes,) = plot_curves(read_results(tmp_path)).axes

@@ -80,14 +80,13 @@ def plot_layers(results: list[Result]) -> Figure:
     groups = {}
     for group, rows in group_runs(results).items():
         groups[group] = {label: mean_weights(runs) for label, runs in rows.items()}
-    heights = [len(rows) for rows in groups.values()]
-    largest = max(weights.max() for rows in groups.values() for weights in rows.values())
-    states = max(len(weights) for rows in groups.values() for weights in rows.values())
-    figure = Figure(figsize=(max(6.5, 1.5 + 0.55 * states), 0.9 + sum(0.55 + 0.26 * h
-                                                                   for h in heights)),
-                    layout="constrained")
+    every = [weights for rows in groups.values() for weights in rows.values()]
+    states, largest = len(every[0]), max(weights.max() for weights in every)
+    height = 0.9 + 0.55 * len(groups) + 0.26 * len(every)  # inches
+    figure = Figure(figsize=(max(6.5, 1.5 + 0.55 * states), height), layout="constrained")
     figure.suptitle(f"Weights of the hidden states: {name_runs(results)}", fontsize=10)
-    panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True, height_ratios=heights)
+    panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True,
+                             height_ratios=[len(rows) for rows in groups.values()])
     for axes, (group, rows) in zip(panels[:, 0], groups.items()):
         axes.set_title(group, fontsize=9, loc="left", weight="bold")
         draw_weights(axes, rows, largest)
@@ -200,6 +199,8 @@ def mean_curve(curves: list[list[tuple]]) -> list[tuple]:
 
 def smooth(points: list[tuple], width: int = 10) -> list[tuple]:
     """Moving averages of so many points, both of steps and of losses."""
+    if not points:
+        return []
     window = np.full(min(width, len(points)), 1 / min(width, len(points)))
     steps, losses = np.array(points).T
     return list(zip(np.convolve(steps, window, "valid"), np.convolve(losses, window, "valid")))
