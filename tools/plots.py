@@ -19,7 +19,7 @@ from results import Result, row_name, row_order
 from scenarios import RunConfig
 from tasks import TASKS
 
-COLOURS = ("#000000", "#0072b2", "#d98200", "#9a8fb5")  # one per group of tasks; their greys differ
+COLOURS = ("#000000", "#0072b2", "#d98200", "#c3b1e1")  # one per group of tasks; their greys differ
 MARKERS = "os^DvPX*p<>h"  # one per task that is left out
 SMALL = 7.5  # points: all ticks, and text inside of panels
 COLUMNS = 5  # panels beside each other

@@ -18,8 +18,8 @@ from tools.plots import COLUMNS, SMALL, name_runs
 
 # The scenarios of the summary by their sign in Table 1. All differ in shape and in greyness.
 LOOKS = {"(a)": {"marker": "o", "color": "#000000"},
-         "(a+)": {"marker": "v", "color": "#8a8a8a"},
-         "(a++)": {"marker": "^", "color": "#8a8a8a"},
+         "(a+)": {"marker": "v", "color": "#b0b0b0"},
+         "(a++)": {"marker": "^", "color": "#b0b0b0"},
          "(b-1)": {"marker": "s", "color": "#0072b2"},
          "(c)": {"marker": "D", "color": "#d98200"}}
 PAPER_ROWS = {"ssl": "(a)", "mtl": "(b-1)", "transfer": "(c)"}  # of paper_table1.json
