@@ -269,21 +269,19 @@ class Hubert(nn.Module):
     def encode(self, waves: list[Tensor]) -> tuple[Tensor, list[int]]:
         """waves [(n,), ...] -> states (L+1, M, D), and the number of frames of each utterance.
 
-        State 0 is the input of the first transformer layer; state l is the output of layer l. In
-        pre-norm models state L is taken after the final norm. s3prl does the same, and so does the
-        last_hidden_state of Hugging Face.
-
         Attention and convolutions never mix utterances, so no mask is needed. All other layers
         process all M frames together.
         Raises ValueError if an utterance is shorter than one frame."""
+        projected, frames = self.project(waves)
+        return self.transform(projected, frames), frames
+
+    def project(self, waves: list[Tensor]) -> tuple[Tensor, list[int]]:
+        """waves [(n,), ...] -> projected features of the convolutions (M, D), frames of each."""
         frames = [frame_count(len(wave)) for wave in waves]
         if min(frames) < 1:
             shortest = min(len(wave) for wave in waves)
             raise ValueError(f"an utterance of {shortest} samples is too short; "
                              f"one frame needs {RECEPTIVE_FIELD} samples")
-        projection, transformer = self.encoder.feature_projection, self.encoder.transformer
-        norm_first = self.config["encoder_layer_norm_first"]
-
         if self.config["normalize_waveform"]:
             waves = [self.normalize(wave) for wave in waves]
         x = self.feature_extractor(waves, frames)  # (M, C)
@@ -291,7 +289,15 @@ class Hubert(nn.Module):
             # fairseq's GradMultiply: the values stay the same, and the gradient is scaled. The
             # released code finetunes fairseq's network, so its convolutions get this gradient too.
             x.register_hook(lambda gradient: self.feature_grad_mult * gradient)
-        x = projection(x)  # (M, D)
+        return self.encoder.feature_projection(x), frames
+
+    def transform(self, x: Tensor, frames: list[int]) -> Tensor:
+        """Projected features (M, D), and the frames of each utterance -> states (L+1, M, D).
+
+        State 0 is the input of the first transformer layer; state l is the output of layer l. In
+        pre-norm models state L is taken after the final norm. s3prl does the same, and so does the
+        last_hidden_state of Hugging Face."""
+        transformer, norm_first = self.encoder.transformer, self.config["encoder_layer_norm_first"]
         x = x + transformer.pos_conv_embed(x, frames)
         if not norm_first:
             x = transformer.layer_norm(x)

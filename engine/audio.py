@@ -1,4 +1,6 @@
-"""Decoding audio files, their lengths, and what is wrong with broken ones. n samples at 16 kHz."""
+"""Decoding audio files, their lengths, what is wrong with broken ones, MFCCs.
+
+n samples at 16 kHz, T frames (50 Hz)."""
 import os
 import re
 
@@ -6,7 +8,7 @@ import numpy as np
 import soundfile
 
 from engine.files import DataError, check, printable
-from rules import SAMPLE_RATE
+from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 
 BLOCK_SECONDS = 600  # decoded at a time
 REPLACE = "replace the file, or go on without it by --skip-broken"
@@ -54,6 +56,19 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     import torch
     from torchaudio.functional import resample as torchaudio_resample
     return torchaudio_resample(torch.from_numpy(wave), rate, SAMPLE_RATE).numpy()
+
+
+def mfcc_frames(wave):
+    """MFCCs of a wave (n,), a tensor, on exactly the encoder's frames.
+
+    Returns (T, 39): 13 coefficients with their first and second differences over time."""
+    import torch
+    import torchaudio
+    spectrogram = {"n_fft": RECEPTIVE_FIELD, "hop_length": HOP, "center": False, "n_mels": 40}
+    mfcc = torchaudio.transforms.MFCC(SAMPLE_RATE, n_mfcc=13, melkwargs=spectrogram)
+    static = mfcc(wave)  # (13, T)
+    delta = torchaudio.functional.compute_deltas(static)
+    return torch.cat([static, delta, torchaudio.functional.compute_deltas(delta)]).T
 
 
 def header_samples(task: str, path: str) -> int:

@@ -21,49 +21,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from engine.audio import mfcc_frames
 from engine.launch import friendly_errors
 from engine.runs import RunError, atomic_file, check_writable, save_text
+from masked_prediction import CLUSTERS, SHARE, SPAN, find_clusters, nearest_cluster
 from model import TINY
-from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
+from rules import HOP, RECEPTIVE_FIELD
 from toy.synthesis import unlabelled
 
-CLUSTERS = 64
 EVALUATE_EVERY = 500    # steps
 
 
-def mfcc_frames(wave: Tensor) -> Tensor:
-    """MFCCs of a wave (N,), on exactly the encoder's frames.
-
-    Returns (T, 39): 13 coefficients with their first and second differences over time.
-    """
-    import torchaudio
-
-    spectrogram = {"n_fft": RECEPTIVE_FIELD, "hop_length": HOP, "center": False, "n_mels": 40}
-    mfcc = torchaudio.transforms.MFCC(SAMPLE_RATE, n_mfcc=13, melkwargs=spectrogram)
-    static = mfcc(wave)                                                     # (13, T)
-    delta = torchaudio.functional.compute_deltas(static)
-    delta_delta = torchaudio.functional.compute_deltas(delta)
-    return torch.cat([static, delta, delta_delta]).T
-
-
-def cluster_labels(waves: list[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """The k-means cluster of each frame of each utterance, (T,) int64 each.
-
-    20 rounds of Lloyd's algorithm from random points. An empty cluster keeps its centre.
-    """
+def label_frames(waves: list[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The k-means cluster of each frame of each utterance, (T,) int64 each."""
     frames = []
     for wave in tqdm(waves, desc="MFCCs", unit="utt"):
         frames.append(mfcc_frames(wave))
-    points = torch.cat(frames)
-    points = (points - points.mean(0)) / points.std(0)                      # (P, 39)
-    centres = points[torch.randperm(len(points), generator=generator)[:CLUSTERS]]   # (K, 39)
-    for _ in tqdm(range(20), desc="k-means", unit="round"):
-        nearest = torch.cdist(points, centres).argmin(1)                    # (P,)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        counts = torch.bincount(nearest, minlength=CLUSTERS)[:, None]       # (K, 1)
-        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
-    nearest = torch.cdist(points, centres).argmin(1)
-    return nearest.split([len(one) for one in frames])
+    points = torch.cat(frames)                                              # (P, 39)
+    labels = nearest_cluster(points, find_clusters(points, generator))
+    return labels.split([len(one) for one in frames])
 
 
 def similar_lengths(labels: list[Tensor], utterances: range, batch: int) -> list[list[int]]:
@@ -102,10 +78,10 @@ def build_model() -> nn.Module:
              if name.startswith(("extractor_", "encoder_"))}
     return torchaudio.models.hubert_pretrain_model(
         **sizes, num_classes=CLUSTERS, final_dim=64, feature_grad_mult=None, skip_masked=False,
-        skip_nomask=True, mask_prob=0.65, mask_length=8, mask_selection="static", mask_other=0.0,
-        mask_min_space=1, no_mask_overlap=False, mask_channel_prob=0.0, mask_channel_length=10,
-        mask_channel_selection="static", mask_channel_other=0.0, mask_channel_min_space=1,
-        no_mask_channel_overlap=False)
+        skip_nomask=True, mask_prob=SHARE, mask_length=SPAN, mask_selection="static",
+        mask_other=0.0, mask_min_space=1, no_mask_overlap=False, mask_channel_prob=0.0,
+        mask_channel_length=10, mask_channel_selection="static", mask_channel_other=0.0,
+        mask_channel_min_space=1, no_mask_channel_overlap=False)
 
 
 @torch.no_grad()
@@ -131,7 +107,7 @@ def pretrain(args: argparse.Namespace) -> None:
     if last < args.batch:
         raise RunError(f"{len(waves)} utterances are too few for --batch {args.batch}; take more "
                        "--hours")
-    labels = cluster_labels(waves, generator)
+    labels = label_frames(waves, generator)
     training = similar_lengths(labels, range(last), args.batch)
     validation = similar_lengths(labels, range(last, len(waves)), args.batch)[::4]
 

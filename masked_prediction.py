@@ -1,0 +1,83 @@
+"""Masked prediction, the loss of HuBERT's pretraining (Hsu et al. 2021; paper, Section 4.3).
+
+    python train.py --scenario mtl --masked-weight 0.1
+
+At the input of the transformer, one learned vector replaces spans of frames. The transformer has to
+predict the labels of these frames: k-means clusters of MFCCs, which describe the shape of the
+spectrum. T frames (50 Hz) of an utterance, M of several, D dimensions of the encoder.
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from batches import Batch
+from engine.audio import mfcc_frames
+
+MASKED = "masked"  # its name among the heads
+CLUSTERS, SHARE, SPAN = 64, 0.65, 8  # DIFFERS: HuBERT Base has 100 clusters, 0.8, spans of 10
+
+
+def find_clusters(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """K-means: (M, 39) -> (2 + CLUSTERS, 39), mean and deviation, the centres of normal frames."""
+    scale = torch.stack([frames.mean(0), frames.std(0)])
+    first = torch.randperm(len(frames), generator=generator)[:CLUSTERS]
+    centres = (frames[first] - scale[0]) / scale[1]
+    for _ in range(20):  # rounds of Lloyd's algorithm
+        labels = nearest_cluster(frames, torch.cat([scale, centres]))
+        member = F.one_hot(labels, CLUSTERS).float()  # (M, CLUSTERS)
+        means = member.T @ ((frames - scale[0]) / scale[1]) / member.sum(0)[:, None]
+        centres = torch.where(means.isnan(), centres, means)  # an empty cluster keeps its centre
+    return torch.cat([scale, centres])
+
+
+def nearest_cluster(frames: Tensor, clusters: Tensor) -> Tensor:
+    """The number of the nearest of `find_clusters` to each frame: (M, 39) -> (M,) int64."""
+    return torch.cdist((frames - clusters[0]) / clusters[1], clusters[2:]).argmin(1)
+
+
+def span_mask(T: int, rng: np.random.Generator) -> Tensor:
+    """(T,) bool, True in at least two random spans, which may overlap."""
+    count = max(2, int(SHARE * T / SPAN + rng.random()))  # the fraction is rounded at random
+    starts = torch.from_numpy(rng.permutation(max(1, T - SPAN + 1))[:count])
+    since_start = torch.arange(T) - starts[:, None]  # (spans, T)
+    return ((since_start >= 0) & (since_start < SPAN)).any(0)
+
+
+def masked_batch(batches: dict, clusters: Tensor, shuffled: bool, key: list[int]) -> Batch:
+    """The targets for the audio of `batches`: labels (T,), -100 in frames that are not masked."""
+    rng, labels, ids = np.random.default_rng(key), [], []
+    for batch in batches.values():
+        ids += batch.ids
+        for wave, n in zip(batch.waves, batch.lengths.tolist()):
+            labels.append(nearest_cluster(mfcc_frames(wave[:n]), clusters))
+    if shuffled:  # a control: every frame has the label of another one
+        order = torch.from_numpy(rng.permutation(sum(len(one) for one in labels)))
+        labels = torch.cat(labels)[order].split([len(one) for one in labels])
+    targets = [torch.where(span_mask(len(one), rng), one, -100) for one in labels]
+    return Batch(None, None, targets, ids)
+
+
+class MaskedPrediction(nn.Module):
+    """What files of HuBERT lack: the mask vector, the embeddings of the clusters, a projection."""
+
+    def __init__(self, dim: int, hidden: int, weight: float):
+        super().__init__()
+        self.mask_vector = nn.Parameter(torch.rand(dim))
+        self.project = nn.Linear(dim, hidden)
+        self.embeddings = nn.Parameter(torch.rand(CLUSTERS, hidden))
+        self.register_buffer("clusters", torch.ones(2 + CLUSTERS, 39))  # of find_clusters
+        self.weight = weight
+
+    def num_loss_terms(self, targets: list[Tensor]) -> int:
+        """The loss is a mean over the masked frames."""
+        return int((torch.cat(targets) >= 0).sum())
+
+    def loss(self, encoder, projected: Tensor, frames: list[int], targets: list[Tensor]) -> Tensor:
+        """The weight times the mean cross-entropy; `projected` (M, D) is that of `encoder`."""
+        labels = torch.cat(targets).to(projected.device, non_blocking=True)  # (M,)
+        x = torch.where((labels >= 0)[:, None], self.mask_vector.to(projected.dtype), projected)
+        x = encoder.transform(x, frames)[-1]  # (M, D)
+        with torch.autocast(x.device.type, enabled=False):
+            cosines = F.normalize(self.project(x.float())) @ F.normalize(self.embeddings).T
+            return self.weight * F.cross_entropy(cosines / 0.1, labels)  # ignores -100
