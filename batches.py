@@ -124,13 +124,15 @@ class Steps:
     """A map-style dataset for a DataLoader: steps[k] holds the parts of update k.
 
     Each part is {task: Batch or FrozenBatch}. `parts` parts in each of `world_size` processes share
-    the batches of an update.
+    the batches of an update. `more(batches, (step, share))` is {name: Batch} of further targets for
+    the same audio (masked_prediction.py).
     """
 
     streams: dict[str, Stream]
     rank: int = 0
     world_size: int = 1
     parts: int = 1
+    more: Callable | None = None
 
     def __getitem__(self, step: int) -> list[dict[str, Batch]]:
         """The parts of process `rank`, each with a batch of every task."""
@@ -147,6 +149,8 @@ class Steps:
                 batches[task] = stream.frozen.batch(draws)
             else:
                 batches[task] = collate(stream.corpus, draws, stream.seed)
+        if self.more:
+            batches |= self.more(batches, (step, share))
         return batches
 
 

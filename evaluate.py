@@ -108,7 +108,7 @@ def evaluate_again(folder: Path, split: str, data: Path | None) -> dict[str, dic
                        "name the new place with --data")
     model, inputs = load_run(folder, config)
     corpora = {}
-    for name in config.tasks:
+    for name in inputs:
         corpus = read_corpus(name, data, split, config.fold, recorded["skip_broken"], None)
         corpora[name] = replace(corpus, labels=inputs[name].labels)
         if corpus.digest != config.data[name].get(split):
@@ -205,7 +205,7 @@ def show_results(args: argparse.Namespace) -> None:
     from tools.plots import plot_curves, plot_layers, save_plot
     from tools.scores import plot_confusion, plot_summary
 
-    results = read_results(args.runs)
+    results = [result for result in read_results(args.runs) if result.metrics]  # not ssl-masked
     if not results:
         raise RunError(f"no finished run in {args.runs}; python train.py makes one")
     check_comparable(results)

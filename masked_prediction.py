@@ -44,9 +44,9 @@ def span_mask(T: int, rng: np.random.Generator) -> Tensor:
     return ((since_start >= 0) & (since_start < SPAN)).any(0)
 
 
-def masked_batch(batches: dict, clusters: Tensor, shuffled: bool, key: list[int]) -> Batch:
-    """The targets for the audio of `batches`: labels (T,), -100 in frames that are not masked."""
-    rng, labels, ids = np.random.default_rng(key), [], []
+def masked_batch(batches: dict, key: tuple, seed: int, clusters: Tensor, shuffled: bool) -> dict:
+    """Targets for the audio of batches: the labels (T,) of masked frames, -100 of the others."""
+    rng, labels, ids = np.random.default_rng([seed, *key]), [], []
     for batch in batches.values():
         ids += batch.ids
         for wave, n in zip(batch.waves, batch.lengths.tolist()):
@@ -55,7 +55,7 @@ def masked_batch(batches: dict, clusters: Tensor, shuffled: bool, key: list[int]
         order = torch.from_numpy(rng.permutation(sum(len(one) for one in labels)))
         labels = torch.cat(labels)[order].split([len(one) for one in labels])
     targets = [torch.where(span_mask(len(one), rng), one, -100) for one in labels]
-    return Batch(None, None, targets, ids)
+    return {MASKED: Batch(None, None, targets, ids)}
 
 
 class MaskedPrediction(nn.Module):

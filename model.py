@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from engine.architecture import EncoderError, check_parameters
 from engine.kernels import Dropout, attend, convolve_by_fourier, convolve_row
 from engine.pretrained import read_weights
+from masked_prediction import MASKED
 from rules import HOP, RECEPTIVE_FIELD
 
 # Settings of an encoder whose configuration lacks these keys. HuBERT Large and similar models
@@ -309,7 +310,7 @@ class Hubert(nn.Module):
             states.append(x)
         if norm_first:
             states[-1] = transformer.layer_norm(x)
-        return torch.stack(states), frames
+        return torch.stack(states)
 
     def normalize(self, wave: Tensor) -> Tensor:
         """(wave - mean) / sqrt(variance + epsilon), over one utterance (n,)."""
@@ -493,33 +494,49 @@ class MultiTask(nn.Module):
         nothing is seeded."""
         if random_key is not None:
             seed_random_numbers(*random_key, "encoder")
-        features_by_task = self.features(batches)
+        projected, frames = self.project(batches)
+        own = {name: batch for name, batch in batches.items() if name in self.heads}
+        tasks = {name: batch for name, batch in own.items() if name != MASKED}
+        features_by_task = self.features(tasks, projected, frames) if tasks else {}
         losses = {}
-        for task, (features, frames) in features_by_task.items():
+        for name, batch in own.items():
             if random_key is not None:
-                seed_random_numbers(*random_key, task)
-            losses[task] = self.loss(task, features, frames, batches[task].targets)
+                seed_random_numbers(*random_key, name)
+            if name == MASKED:  # HuBERT's own loss: a second pass of the transformer
+                head = self.heads[name]
+                losses[name] = head.loss(self.encoder, projected, frames, batch.targets)
+            else:
+                losses[name] = self.loss(name, *features_by_task[name], batch.targets)
         return losses
 
     @torch.no_grad()
     def predict(self, task: str, batch) -> list:
         """The head's predictions for a batch of B utterances. Call `eval()` before."""
-        features, frames = self.features({task: batch})[task]
+        batches = {task: batch}
+        features, frames = self.features(batches, *self.project(batches))[task]
         return self.heads[task].predict(features, frames)
 
-    def features(self, batches: dict) -> dict[str, tuple[Tensor, Tensor]]:
-        """{task: batch} -> {task: (features (B, T, D), frames (B,))}.
+    def project(self, batches: dict) -> tuple[Tensor | None, list[int]]:
+        """The audio of all batches up to the transformer: (M, D), and frames of each utterance.
 
-        The encoder processes the utterances of all tasks in one pass."""
+        Without audio, because all states are cached, the result is None and an empty list."""
         device = self.layer_sum.weights.device
         waves = []
-        for batch in batches.values():
-            if not isinstance(batch, FrozenBatch):
+        for name, batch in batches.items():
+            if name != MASKED and not isinstance(batch, FrozenBatch):
                 padded = batch.waves.to(device, non_blocking=True)
                 waves += [wave[:n] for wave, n in zip(padded, batch.lengths.tolist())]
+        return self.encoder.project(waves) if waves else (None, [])
+
+    def features(self, batches: dict, projected: Tensor | None,
+                 frames: list[int]) -> dict[str, tuple[Tensor, Tensor]]:
+        """{task: batch}, and what `project` gives for them -> {task: (features (B, T, D), (B,))}.
+
+        The transformer processes the utterances of all tasks in one pass."""
+        device = self.layer_sum.weights.device
         utterances = []  # features (T, D) of each wave
-        if waves:
-            states, frames = self.encoder.encode(waves)
+        if frames:
+            states = self.encoder.transform(projected, frames)
             utterances = list(self.layer_sum(states).split(frames))
         result = {}
         for task, batch in batches.items():

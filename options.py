@@ -142,6 +142,14 @@ def check_arguments(args: argparse.Namespace, setting: Setting, options: Options
     if finetunes and setting.accumulate > 1 and setting.weighting != "sum":
         raise RunError(f"--accumulate {setting.accumulate}: --weighting {setting.weighting} needs "
                        "all losses of an update at once; leave one of the two out")
+    if setting.masked_weight and not finetunes:
+        raise RunError(f"--masked-weight {setting.masked_weight:g} is for scenarios that finetune "
+                       f"HuBERT, and {args.scenario} does not; leave it out")
+    if setting.masked_weight and setting.weighting == "uncertainty":
+        raise RunError(f"--masked-weight {setting.masked_weight:g}: --weighting uncertainty learns "
+                       "the weights of all losses; leave one of the two out")
+    if setting.masked_labels != "clusters" and not setting.masked_weight:
+        raise RunError(f"--masked-labels {setting.masked_labels} needs a --masked-weight above 0")
     rate = setting.encoder_lr or setting.mtl_lr
     if finetunes and rate >= 1e-3 and not args.yes_i_mean_it:
         if not is_small(setting.encoder):

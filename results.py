@@ -122,10 +122,21 @@ CONSTANT = "constant answer"  # a row
 def row_name(config: RunConfig) -> str:
     """The row of Table 1 that a run belongs to."""
     tasks = "" if len(config.universe) == len(TASKS) else f" of {'+'.join(config.universe)}"
+    masked = ""
+    if config.masked_weight:
+        shuffled = "shuffled " if config.masked_labels == "shuffled" else ""
+        masked = f" + {config.masked_weight:g} {shuffled}SSL"
     return {"ssl": "(a) SSL", "control": f"(a+) SSL, more steps{tasks}",
-            "mtl": f"(b-1) MTL{tasks or ' all'}",
-            "leave-one-out": f"(b-2) all but {config.left_out}{tasks}",
-            "transfer": f"(c) transfer{tasks}"}[config.scenario]
+            "ssl-masked": f"(a) masked prediction{tasks}",  # without scores, so not shown
+            "mtl": f"(b-1) MTL{tasks or ' all'}{masked}",
+            "leave-one-out": f"(b-2) all but {config.left_out}{tasks}{masked}",
+            "transfer": f"(c) transfer{tasks}{masked}"}[config.scenario]
+
+
+def baseline_of(row: str) -> str:
+    """The row of (b-1) with which a row of (b-2) is compared."""
+    rest = row.split()[4:]  # after "(b-2) all but KS": "of IC+KS", "+ 0.1 SSL", both or nothing
+    return " ".join(["(b-1) MTL", *([] if "of" in rest else ["all"]), *rest])
 
 
 def table_cells(results: list[Result], intervals: bool = False) -> dict[str, dict[tuple, tuple]]:
@@ -199,8 +210,7 @@ def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
     marked = any(row.startswith("(b-2)") for row in shown)
     rows = [heading]
     for row in shown:
-        universe = row[row.index(" of ") :] if " of " in row else " all"
-        baseline = cells.get(f"(b-1) MTL{universe}", {}) if row.startswith("(b-2)") else {}
+        baseline = cells.get(baseline_of(row), {}) if row.startswith("(b-2)") else {}
         texts = [row]
         for task, metric in columns:
             key = task.name, metric.name

@@ -5,6 +5,8 @@
     (b-2) leave-one-out  the same without one task
     (c)   transfer       the encoder of (b-2) is frozen; the head of the left-out task is trained
     (a+)  control        (b-1) with HuBERT frozen: what does training the heads for longer give?
+          ssl-masked     HuBERT is frozen; the parts of masked prediction are trained, which (b)
+                         starts from with --masked-weight
 
 (b), round robin: each update takes one batch of every task and minimises the sum of their losses.
 All batches of an update go through the encoder in one pass. Small corpora repeat more often.
@@ -24,12 +26,17 @@ from torch import nn
 from engine.flags import flag
 from engine.frozen import caches_means
 from engine.runs import RunError, read_config
+from masked_prediction import MASKED, MaskedPrediction
 from model import BASE, TINY, Hubert, MultiTask, load_encoder, seed_random_numbers
 from tasks import TASKS, Recipe
 
 # The groups of flags in --help
 MODEL, SSL, MTL, TRANSFER = "model", "(a) ssl", "(b) mtl, leave-one-out", "(c) transfer"
 RECIPE = "the task's recipe"  # a default in --help
+WARM_UPS = ("ssl", "ssl-masked")  # scenarios whose heads other scenarios start from
+# ssl-masked, here: chosen on the toy corpus. The batch is that of each task.
+MASKED_SUPERB = Recipe(lr=1e-3, steps=10_000, batch=2, evaluate_every=None, hidden=256)
+MASKED_TINY = Recipe(lr=3e-3, steps=400, batch=2, evaluate_every=None, hidden=64)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,10 @@ class Setting:
                       "released code, or fresh ones", choices=("ssl", "fresh"))
     weighting: str = flag("sum", MTL, "how nine losses become one step: sum (the paper), learned "
                           "weights, gradient surgery", choices=("sum", "uncertainty", "pcgrad"))
+    masked_weight: float = flag(0.0, MTL, "weight of HuBERT's own loss, masked prediction, beside "
+                                "those of the tasks", least=0)
+    masked_labels: str = flag("clusters", MTL, "what it predicts; shuffled: a control with the "
+                              "labels of other frames", choices=("clusters", "shuffled"))
     feature_grad_mult: float = flag(0.1, MTL, "gradient scale of HuBERT's convolutions; 0 freezes "
                                     "them", least=0)
     time_mask_width: int = flag(40, MTL, "(c) too: SpecAugment's time masks are shorter than this, "
@@ -104,6 +115,14 @@ class Run:
     seed: int = 0
     fold: int = 1
     universe: tuple[str, ...] = field(default_factory=lambda: tuple(TASKS))
+    masked_weight: float = 0.0  # (c): of the run that trained its encoder
+    masked_labels: str = "clusters"
+
+    @property
+    def predicts_masked(self) -> bool:
+        """Whether masked prediction is one of the losses of the run."""
+        finetunes = self.scenario in ("mtl", "leave-one-out")
+        return self.scenario == "ssl-masked" or (finetunes and self.masked_weight > 0)
 
     @property
     def label(self) -> str:
@@ -116,11 +135,14 @@ class Run:
     def name(self) -> str:
         """The folder: ssl-IC, mtl-all, leave-one-out-IC, mtl-ASR+PR, transfer-IC-seed1-fold2...
 
-        With fewer than nine tasks a run that leaves one out says so: transfer-IC-of-ER+IC+KS.
+        With fewer than nine tasks a run that leaves one out says so: transfer-IC-of-ER+IC+KS. So
+        does one with masked prediction: mtl-all-masked0.1, mtl-all-masked0.1-shuffled.
         """
         name = f"{self.scenario}-{self.label}"
         if self.left_out and self.universe != tuple(TASKS):
             name += f"-of-{'+'.join(self.universe)}"
+        name += f"-masked{self.masked_weight:g}" if self.masked_weight else ""
+        name += "-shuffled" if self.masked_labels == "shuffled" else ""
         name += f"-seed{self.seed}" if self.seed else ""
         return name + (f"-fold{self.fold}" if self.fold > 1 else "")
 
@@ -132,9 +154,10 @@ class Run:
     def prerequisites(self, heads: str) -> list["Run"]:
         """The runs that this one starts from: the heads of (a); for (c) also the encoder of (b-2).
 
-        `heads` is Setting.heads: fresh heads need no run of (a).
+        `heads` is Setting.heads: fresh heads need no run of (a). Masked prediction always starts
+        from its own, which hears the same tasks.
         """
-        if self.scenario == "ssl":
+        if self.scenario in WARM_UPS:
             return []
         runs = []
         if heads == "ssl":
@@ -142,12 +165,15 @@ class Run:
                 runs.append(Run("ssl", (name,), seed=self.seed, fold=self.fold))
         if self.scenario == "transfer":
             runs.append(self.leave_one_out(self.left_out))
+        if self.predicts_masked:
+            runs.append(replace(self, scenario="ssl-masked", masked_weight=0.0))
         return runs
 
 
-def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1) -> list[Run]:
+def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1,
+                  masked_weight: float = 0.0, masked_labels: str = "clusters") -> list[Run]:
     """The runs of a scenario for each of `tasks`; "all" gives the 28 runs of Table 1 (9+1+9+9)."""
-    base = Run("mtl", universe, seed=seed, fold=fold, universe=universe)
+    base = Run("mtl", universe, None, seed, fold, universe, masked_weight, masked_labels)
     if scenario in ("mtl", "control"):
         return [replace(base, scenario=scenario)]
     if scenario == "ssl":
@@ -158,7 +184,7 @@ def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1) 
         return [replace(base, scenario="transfer", tasks=(name,), left_out=name) for name in tasks]
     runs = []
     for part in ("mtl", "ssl", "leave-one-out", "transfer"):
-        runs += scenario_runs(part, universe, universe, seed, fold)
+        runs += scenario_runs(part, universe, universe, seed, fold, masked_weight, masked_labels)
     return runs
 
 
@@ -181,7 +207,7 @@ def with_prerequisites(runs: list[Run], heads: str, finished: Callable | None = 
 def in_stages(runs: list[Run]) -> list[list[Run]]:
     """The runs in an order in which each stage builds on earlier stages only."""
     stages = []
-    for scenarios in (("ssl",), ("mtl", "leave-one-out", "control"), ("transfer",)):
+    for scenarios in (WARM_UPS, ("mtl", "leave-one-out", "control"), ("transfer",)):
         stages.append([run for run in runs if run.scenario in scenarios])
     return [stage for stage in stages if stage]
 
@@ -236,7 +262,9 @@ class RunConfig:
     encoder_run: str | None  # (c): the run whose finetuned encoder is used
     trains_encoder: bool
     feature_grad_mult: float  # 0: the convolutions are frozen
-    hidden: dict[str, int]  # width of each head
+    masked_weight: float  # (c): of the run that trained its encoder
+    masked_labels: str
+    hidden: dict[str, int]  # width of each head; of masked prediction, that of its embeddings
     heads: str | None  # where the heads start: "ssl", "fresh"; None in (a)
     lr: float  # peak learning rate
     encoder_lr: float | None  # that of the encoder in (b)
@@ -262,7 +290,8 @@ class RunConfig:
     @property
     def run(self) -> Run:
         """The run of this configuration, which names its folder."""
-        return Run(self.scenario, self.tasks, self.left_out, self.seed, self.fold, self.universe)
+        return Run(self.scenario, self.tasks, self.left_out, self.seed, self.fold, self.universe,
+                   self.masked_weight, self.masked_labels)
 
     def to_json(self) -> dict:
         """The configuration as JSON holds it: tuples become lists."""
@@ -277,10 +306,12 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
     `processes`: in (b) and (a+) each process reads a batch of its own, as in the released code. In
     (a) and (c) all processes share one batch, because SUPERB's recipes give its total size.
     """
-    recipes = {name: recipe_of(name, setting) for name in run.tasks}
+    heads = () if run.scenario == "ssl-masked" else run.tasks
+    heads += (MASKED,) if run.predicts_masked else ()
+    recipes = {name: recipe_of(name, setting) for name in heads}
     trains_encoder = run.scenario in ("mtl", "leave-one-out")
     numbers = training_numbers(run, setting, recipes)
-    fixed_crops = [] if trains_encoder else [
+    fixed_crops = [] if trains_encoder or run.predicts_masked else [
         name for name in run.tasks if inputs.has_fixed_crops(name, run.fold, numbers["augment"])]
     return RunConfig(
         scenario=run.scenario, label=run.label, tasks=run.tasks, left_out=run.left_out,
@@ -291,11 +322,12 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
         feature_grad_mult=setting.feature_grad_mult if trains_encoder else 0.0,
         encoder_lr=setting.encoder_lr or setting.mtl_lr if trains_encoder else None,
         freeze_layers=setting.freeze_layers if trains_encoder else 0, scale=setting.scale,
+        masked_weight=run.masked_weight, masked_labels=run.masked_labels,
         hidden={name: recipe.hidden for name, recipe in recipes.items()},
-        heads=None if run.scenario == "ssl" else setting.heads,
-        weighting="sum" if run.scenario in ("ssl", "transfer") else setting.weighting,
+        heads=None if run.scenario in WARM_UPS else setting.heads,
+        weighting="sum" if run.scenario in (*WARM_UPS, "transfer") else setting.weighting,
         precision=setting.precision, fixed_crops=tuple(fixed_crops),
-        processes=processes if run.scenario in ("mtl", "leave-one-out", "control") else 1,
+        processes=1 if run.scenario in ("ssl", "transfer") else processes,
         data={name: inputs.data[Inputs.key(name, run.fold)] for name in run.tasks},
         built_on={other.name: make_config(other, setting, inputs, processes).to_json()
                   for other in run.prerequisites(setting.heads)},
@@ -304,12 +336,13 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
 
 def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> dict:
     """Rate, updates, batch, regularisation and choice of the checkpoint: fields of RunConfig."""
-    if run.scenario == "ssl":
-        recipe = recipes[run.tasks[0]]
-        batch = {run.tasks[0]: setting.ssl_batch or recipe.batch}
+    if run.scenario in WARM_UPS:
+        (recipe,) = recipes.values()
+        batch = dict.fromkeys(run.tasks, setting.ssl_batch or recipe.batch)
+        evaluate_every = recipe.evaluate_every and scaled(recipe.evaluate_every, setting)
         return dict(lr=setting.ssl_lr or recipe.lr, warmup=None, batch=batch, accumulate=1,
                     steps=scaled(setting.ssl_steps or recipe.steps, setting),
-                    evaluate_every=scaled(recipe.evaluate_every, setting), select="dev",
+                    evaluate_every=evaluate_every, select="dev" if evaluate_every else "last",
                     augment=recipe.augment, time_mask_width=40,  # s3prl's SpecAugment
                     clip=recipe.clip, weight_decay=recipe.weight_decay)
     # The paper is silent about clipping and SpecAugment; the released code does both.
@@ -335,7 +368,9 @@ def scaled(updates: int, setting: Setting) -> int:
 
 
 def recipe_of(name: str, setting: Setting) -> Recipe:
-    """The recipe of a task's head in a setting."""
+    """The recipe of a head, of a task or of masked prediction, in a setting."""
+    if name == MASKED:
+        return MASKED_TINY if setting.name == "tiny" else MASKED_SUPERB
     return TASKS[name].tiny if setting.name == "tiny" else TASKS[name].superb
 
 
@@ -359,9 +394,12 @@ def build_model(config: RunConfig, encoder: Hubert, classes: dict) -> MultiTask:
     The initial weights of a head follow from (seed, task): they are the same in every scenario.
     """
     heads = {}
-    for name in config.tasks:
+    for name, hidden in config.hidden.items():
         seed_random_numbers(config.seed, "head", name)
-        heads[name] = TASKS[name].head(encoder.dim, classes[name], config.hidden[name])
+        if name == MASKED:  # its warm-up has no other loss, and no weight
+            heads[name] = MaskedPrediction(encoder.dim, hidden, config.masked_weight or 1.0)
+        else:
+            heads[name] = TASKS[name].head(encoder.dim, classes[name], hidden)
     encoder.feature_grad_mult = config.feature_grad_mult
     model = MultiTask(encoder, heads, config.augment, config.time_mask_width)
     if config.weighting == "uncertainty":

@@ -67,7 +67,7 @@ class Recipe:
     lr: float
     steps: int  # updates
     batch: int  # utterances per update
-    evaluate_every: int  # updates between two evaluations on dev; the best of them is reported
+    evaluate_every: int | None  # updates between two evaluations on dev; the best is reported
     hidden: int  # width of the head
     augment: bool = False  # SpecAugment on the features
     weight_decay: float = 0.0

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from shutil import rmtree
 
@@ -38,6 +38,7 @@ import graphs
 import toy
 from batches import Steps, Stream, load_ahead
 from corpus import Corpus
+from engine.audio import mfcc_frames
 from engine.frozen import FrozenFeatures, cache_gigabytes, cache_states, caches_means
 from engine.kernels import keep_memory
 from engine.launch import (first_process_first, friendly_errors, process_group, rank, run_parallel,
@@ -46,10 +47,12 @@ from engine.runs import (RunError, is_finished, load_checkpoint, locked, save_js
                          weights_digest, write_config)
 from engine.session import Session
 from evaluate import dev_thresholds, predict_and_score, write_result
+from masked_prediction import MASKED, find_clusters, masked_batch
 from model import MultiTask, encoder_digest, load_encoder
 from options import TOY, Options, check_arguments, default_jobs, parse_arguments
 from results import print_results, read_results
-from scenarios import (Inputs, Run, RunConfig, Setting, build_model, in_stages,
+from rules import SAMPLE_RATE
+from scenarios import (WARM_UPS, Inputs, Run, RunConfig, Setting, build_model, in_stages,
                        load_run_encoder, make_config, scenario_runs, with_prerequisites)
 from tasks import TASKS, constant_scores, read_corpus, summarise
 from weighting import loss_weights, pcgrad_backward, uncertainty_total
@@ -76,13 +79,14 @@ def freeze(model, config: RunConfig) -> None:
 
     In (a), (a+) and (c) HuBERT is frozen; only the weighted sum and the heads learn. In (b) HuBERT
     learns too; with feature_grad_mult 0 its convolutions are frozen. `freeze_layers` freezes
-    them, the first layers and everything between.
+    them, the first layers and everything between. Without a task, the weighted sum has no use.
     """
     model.encoder.requires_grad_(config.trains_encoder)
     if config.feature_grad_mult == 0:
         model.encoder.feature_extractor.requires_grad_(False)
     if config.freeze_layers:
         model.encoder.freeze_layers(config.freeze_layers)
+    model.layer_sum.requires_grad_(config.scenario != "ssl-masked")
     model.train()  # which puts a frozen encoder into evaluation mode: it must not drop anything out
 
 
@@ -117,13 +121,13 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
 
 def backward(network, model: MultiTask, config: RunConfig, step: int,
              parts: list[dict]) -> dict[str, Tensor]:
-    """Compute the gradients of one update, and return the losses of its batches {task: scalar}.
+    """Compute the gradients of one update, and return the losses of its heads {task: scalar}.
 
     In the paper, the loss is the plain sum over the tasks (`weighting` "sum").
     """
     device, bf16 = model.layer_sum.weights.device, config.precision == "bf16"
     weights = loss_weights(model, parts)
-    losses = dict.fromkeys(parts[0], 0.0)
+    losses = dict.fromkeys(model.heads, 0.0)
     for number, batches in enumerate(parts):
         # Masks and dropout follow from this key, so a resumed run draws the same ones.
         random_key = (config.seed, step, rank() + number * world_size())
@@ -197,7 +201,7 @@ def train(config: RunConfig, options: Options) -> None:
         session = Session(folder, model, optimizer, config.steps, options.save_every,
                           options.log_every, options.quiet)
         session.resume()
-        batches = batches_from(session.step, config, data, options)
+        batches = batches_from(session.step, config, model, data, options)
         evaluate = partial(evaluate_on_dev, session, config, data, options)
         training_loop(session, network, model, config, batches, evaluate)
         test_and_save(session, config, data, options)
@@ -227,7 +231,24 @@ def prepare(config: RunConfig, options: Options) -> tuple[MultiTask, Data]:
             features[split] = cache_features(model, split, task_corpora, config, options)
     if all(cached and cached.pooled for cached in features["train"].values()):
         torch.set_num_threads(1)  # a step on means is so small that threads wait for each other
-    return model, Data(corpora, features)
+    data = Data(corpora, features)
+    if config.scenario == "ssl-masked":
+        model.heads[MASKED].clusters.copy_(cluster_audio(config, data))
+    return model, data
+
+
+def cluster_audio(config: RunConfig, data: Data) -> Tensor:
+    """The clusters of 30 minutes of training audio, in the order in which the run hears it."""
+    steps, frames = Steps(streams_of(config, data)), []
+    available = sum(sum(corpus.lengths) for corpus in data.corpora["train"].values())
+    missing = min(30 * 60 * SAMPLE_RATE, available)
+    for step in count():
+        for batch in steps[step][0].values():
+            for wave, n in zip(batch.waves, batch.lengths.tolist()):
+                frames.append(mfcc_frames(wave[:n]))
+                missing -= n
+        if missing <= 0:
+            return find_clusters(torch.cat(frames), torch.Generator().manual_seed(config.seed))
 
 
 def evaluate_on_dev(session: Session, config: RunConfig, data: Data, options: Options) -> None:
@@ -266,14 +287,16 @@ def read_corpora(config: RunConfig, options: Options) -> dict[str, dict[str, Cor
     """{split: {task: corpus}} of a run. Dev is read only where it is used.
 
     (a) and (c) choose their checkpoint on dev. Tasks with trials take from it the threshold that
-    predict.py uses. The run's folder keeps which utterances were left out (skipped.txt) and the
-    labels and audio settings that predict.py needs (inputs.json). Raises RunError if the data
-    changed since the command began.
+    predict.py uses. Without a head of a task, only its training data are read. The run's folder
+    keeps which utterances were left out (skipped.txt) and the labels and audio settings that
+    predict.py needs (inputs.json). Raises RunError if the data changed since the command began.
     """
     corpora = {"train": {}, "dev": {}, "test": {}}
     for name in config.tasks:
-        for split in ("train", "test"):
-            corpora[split][name] = options.read(name, split, config.fold)
+        corpora["train"][name] = options.read(name, "train", config.fold)
+        if name not in config.hidden:
+            continue
+        corpora["test"][name] = options.read(name, "test", config.fold)
         if config.evaluate_every or corpora["test"][name].trials:
             corpora["dev"][name] = options.read(name, "dev", config.fold)
     inputs, skipped = {}, []
@@ -302,19 +325,20 @@ def make_model(config: RunConfig, options: Options, train: dict[str, Corpus]) ->
                        "start it again")
     classes = {name: corpus.classes for name, corpus in train.items()}
     model = build_model(config, encoder, classes)
-    if config.heads == "ssl":
-        start_from_ssl(model, config, options.runs)
+    start_from_warm_ups(model, config, options.runs)
     freeze(model, config)
     return model.to(options.device)
 
 
-def start_from_ssl(model: MultiTask, config: RunConfig, runs: Path) -> None:
+def start_from_warm_ups(model: MultiTask, config: RunConfig, runs: Path) -> None:
     """Load the heads of (a), and only them: the weights of the layers start equal again.
 
     The paper does not say where the heads of (b) and (c) start. The released code does this.
     """
-    for name in config.tasks:
-        folder = runs / Run("ssl", (name,), seed=config.seed, fold=config.fold).name
+    for run, built_on in config.built_on.items():
+        if built_on["scenario"] not in WARM_UPS:
+            continue
+        folder, (name,) = runs / run, built_on["hidden"]
         prefix = f"heads.{name}."
         weights = {}
         for key, tensor in load_checkpoint(folder)["model"].items():
@@ -330,7 +354,7 @@ def start_from_ssl(model: MultiTask, config: RunConfig, runs: Path) -> None:
 def cache_features(model: MultiTask, split: str, corpora: dict[str, Corpus],
                    config: RunConfig, options: Options) -> dict[str, FrozenFeatures | None]:
     """{task: cached hidden states of a frozen encoder}; None means that it runs at every step."""
-    if not model.encoder.frozen:
+    if not model.encoder.frozen or config.run.predicts_masked:
         return dict.fromkeys(corpora)
     # All runs of (a) share the cache of the pretrained encoder. A run of (c) has a cache of its
     # own, and deletes it at its end.
@@ -344,16 +368,30 @@ def cache_features(model: MultiTask, split: str, corpora: dict[str, Corpus],
     return found
 
 
-def batches_from(step: int, config: RunConfig, data: Data, options: Options):
-    """Yields the parts of each update from `step` on; worker processes prefetch them."""
+def streams_of(config: RunConfig, data: Data) -> dict[str, Stream]:
+    """{task: the training batches of each update}, of all processes together."""
     streams = {}
     for name, corpus in data.corpora["train"].items():
         batch = config.batch[name] * config.accumulate * config.processes  # of an update
         streams[name] = Stream(corpus, batch, config.seed, data.features["train"][name])
+    return streams
+
+
+def batches_from(step: int, config: RunConfig, model: MultiTask, data: Data, options: Options):
+    """Yields the parts of each update from `step` on; worker processes prefetch them."""
     cached = all(found is not None for found in data.features["train"].values())
-    steps = Steps(streams, rank(), world_size(), config.accumulate)
+    steps = Steps(streams_of(config, data), rank(), world_size(), config.accumulate,
+                  more_targets(config, model))
     return load_ahead(steps, 0 if cached else options.workers,
                       sampler=range(step, config.steps), pin_memory=options.device == "cuda")
+
+
+def more_targets(config: RunConfig, model: MultiTask) -> Callable | None:
+    """What makes the targets of masked prediction from the audio of a step (batches.Steps)."""
+    if not config.run.predicts_masked:
+        return None
+    return partial(masked_batch, seed=config.seed, clusters=model.heads[MASKED].clusters.cpu(),
+                   shuffled=config.masked_labels == "shuffled")
 
 
 def gather_inputs(runs: list[Run], setting: Setting, options: Options) -> Inputs:
@@ -431,7 +469,8 @@ def run_command(args: argparse.Namespace, setting: Setting, options: Options) ->
     tasks = args.task or args.tasks  # --task: the tasks to treat; --tasks: all of the experiment
     runs = {}  # (seed, fold): runs
     for seed, fold in product(args.seed, args.fold):
-        runs[seed, fold] = scenario_runs(args.scenario, tasks, args.tasks, seed, fold)
+        runs[seed, fold] = scenario_runs(args.scenario, tasks, args.tasks, seed, fold,
+                                         setting.masked_weight, setting.masked_labels)
     with first_process_first():
         inputs = gather_inputs(sum(runs.values(), []), setting, options)
     if args.dry_run:

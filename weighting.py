@@ -19,7 +19,7 @@ def loss_weights(model, parts: list[dict]) -> list[dict]:
     Each process must pass the same tasks in the same order: `all_reduce` adds by position.
     """
     # DIFFERS: the released code gives processes equal weight, whatever their shares are.
-    terms = [[model.heads[task].num_loss_terms(batch.targets) for task, batch in part.items()]
+    terms = [[head.num_loss_terms(part[task].targets) for task, head in model.heads.items()]
              for part in parts]  # (parts, tasks)
     totals, processes = [sum(column) for column in zip(*terms)], 1
     if dist.is_initialized():
@@ -28,9 +28,9 @@ def loss_weights(model, parts: list[dict]) -> list[dict]:
         totals = torch.tensor(totals, dtype=torch.float32, device=device)
         dist.all_reduce(totals)  # now the sums over all processes
     weights = []
-    for part, own_terms in zip(parts, terms):
+    for own_terms in terms:
         weights.append({task: own * processes / total
-                        for task, own, total in zip(part, own_terms, totals)})
+                        for task, own, total in zip(model.heads, own_terms, totals)})
     return weights
 
 

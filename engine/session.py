@@ -84,8 +84,8 @@ class Session:
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if bad or not math.isfinite(norm):
             what = f"loss of {', '.join(bad)}" if bad else "gradient"
-            tasks = bad or list(ids)
-            utterances = ", ".join(utterance for name in tasks for utterance in ids[name])
+            named = dict.fromkeys(utterance for name in bad or ids for utterance in ids[name])
+            utterances = ", ".join(named)
             raise RunError(f"{self.folder.name}: the {what} is not finite at step {step} "
                            f"({utterances}); check these files, or lower the learning rate in a "
                            "new --runs folder (a checkpoint, if there is one, is older)")

@@ -207,7 +207,7 @@ def test_logits_equal_those_of_transformers(family, tmp_path):
     lengths = torch.tensor([len(wave) for wave in waves])
     batch = Batch(pad_sequence(waves, batch_first=True), lengths, [0, 0, 0], ["a", "b", "c"])
     with torch.no_grad():
-        features, frames = model.features({"KS": batch})["KS"]
+        features, frames = model.features({"KS": batch}, *model.project({"KS": batch}))["KS"]
         (found,) = model.heads["KS"].logits(features, frames)
         expected = torch.cat([theirs(wave[None]).logits for wave in waves])
     assert expected.std() > 0.1

@@ -32,10 +32,11 @@ from scenarios import (
     make_config,
     with_prerequisites,
 )
-from train import backward, freeze, make_optimizer
+from train import backward, freeze, make_optimizer, more_targets
 
 ENCODED = 4  # utterances of each task that the frozen encoder encodes
-KINDS = {"mtl": "all at once", "leave-one-out": "all at once", "control": "all, frozen"}
+KINDS = {"ssl-masked": "all, masked", "mtl": "all at once", "leave-one-out": "all at once",
+         "control": "all, frozen"}
 
 
 @dataclass
@@ -95,11 +96,11 @@ def estimate(what: str, run: Run, config: RunConfig, options: Options) -> Estima
     model.to(device).train()
     streams = {name: Stream(corpora[name]["train"], config.batch[name] * config.accumulate)
                for name in run.tasks}
-    parts = Steps(streams, parts=config.accumulate)[0]
+    parts = Steps(streams, parts=config.accumulate, more=more_targets(config, model))[0]
     samples = {name: sum(sum(corpus.lengths) for corpus in sets.values())
                for name, sets in corpora.items()}
-    encode_hours, cache_gb, runs_each_step = 0.0, {}, False
-    if model.encoder.frozen:
+    encode_hours, cache_gb, runs_each_step = 0.0, {}, config.scenario == "ssl-masked"
+    if model.encoder.frozen and not runs_each_step:
         for name in run.tasks:
             pooled = caches_means(model.heads[name], config.augment)
             gigabytes = cache_gigabytes(model.encoder, corpora[name]["train"], True, pooled)
