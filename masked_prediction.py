@@ -2,9 +2,9 @@
 
     python train.py --scenario mtl --masked-weight 0.1
 
-At the input of the transformer, one learned vector replaces spans of frames. The transformer has to
-predict the labels of these frames: k-means clusters of MFCCs, which describe the shape of the
-spectrum. T frames (50 Hz) of an utterance, M of several, D dimensions of the encoder.
+One learned vector replaces spans of frames at the input of the transformer, which has to predict
+the labels of these frames: k-means clusters of MFCCs, which describe the shape of the spectrum.
+T frames (50 Hz) of an utterance, M of several, D dimensions of the encoder.
 """
 import numpy as np
 import torch
@@ -19,14 +19,13 @@ CLUSTERS, SHARE, SPAN = 64, 0.65, 8  # DIFFERS: HuBERT Base has 100 clusters, 0.
 
 
 def find_clusters(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """K-means: (M, 39) -> (2 + CLUSTERS, 39), mean and deviation, the centres of normal frames."""
+    """K-means of frames (M, 39) -> mean, standard deviation, centres: (2 + CLUSTERS, 39)."""
     scale = torch.stack([frames.mean(0), frames.std(0)])
-    first = torch.randperm(len(frames), generator=generator)[:CLUSTERS]
-    centres = (frames[first] - scale[0]) / scale[1]
+    normal = (frames - scale[0]) / scale[1]
+    centres = normal[torch.randperm(len(frames), generator=generator)[:CLUSTERS]]
     for _ in range(20):  # rounds of Lloyd's algorithm
-        labels = nearest_cluster(frames, torch.cat([scale, centres]))
-        member = F.one_hot(labels, CLUSTERS).float()  # (M, CLUSTERS)
-        means = member.T @ ((frames - scale[0]) / scale[1]) / member.sum(0)[:, None]
+        member = F.one_hot(nearest_cluster(frames, torch.cat([scale, centres])), CLUSTERS).float()
+        means = member.T @ normal / member.sum(0)[:, None]
         centres = torch.where(means.isnan(), centres, means)  # an empty cluster keeps its centre
     return torch.cat([scale, centres])
 
@@ -52,7 +51,7 @@ def masked_batch(batches: dict, key: tuple, seed: int, clusters: Tensor, shuffle
         for wave, n in zip(batch.waves, batch.lengths.tolist()):
             labels.append(nearest_cluster(mfcc_frames(wave[:n]), clusters))
     if shuffled:  # a control: every frame has the label of another one
-        order = torch.from_numpy(rng.permutation(sum(len(one) for one in labels)))
+        order = rng.permutation(sum(len(one) for one in labels))
         labels = torch.cat(labels)[order].split([len(one) for one in labels])
     targets = [torch.where(span_mask(len(one), rng), one, -100) for one in labels]
     return {MASKED: Batch(None, None, targets, ids)}
@@ -77,7 +76,7 @@ class MaskedPrediction(nn.Module):
         """The weight times the mean cross-entropy; `projected` (M, D) is that of `encoder`."""
         labels = torch.cat(targets).to(projected.device, non_blocking=True)  # (M,)
         x = torch.where((labels >= 0)[:, None], self.mask_vector.to(projected.dtype), projected)
-        x = encoder.transform(x, frames)[-1]  # (M, D)
+        x = encoder.transform(x, frames)[-1]  # the last hidden state
         with torch.autocast(x.device.type, enabled=False):
             cosines = F.normalize(self.project(x.float())) @ F.normalize(self.embeddings).T
             return self.weight * F.cross_entropy(cosines / 0.1, labels)  # ignores -100

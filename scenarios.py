@@ -36,7 +36,7 @@ RECIPE = "the task's recipe"  # a default in --help
 WARM_UPS = ("ssl", "ssl-masked")  # scenarios whose heads other scenarios start from
 # ssl-masked, here: chosen on the toy corpus. The batch is that of each task.
 MASKED_SUPERB = Recipe(lr=1e-3, steps=10_000, batch=2, evaluate_every=None, hidden=256)
-MASKED_TINY = Recipe(lr=3e-3, steps=400, batch=2, evaluate_every=None, hidden=64)
+MASKED_TINY = Recipe(lr=3e-3, steps=200, batch=2, evaluate_every=None, hidden=64)
 
 
 @dataclass(frozen=True)

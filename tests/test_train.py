@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import masked_prediction
 import train
 from batches import Steps, Stream, collate
 from conftest import INPUTS, ROOT, SMALL, result
 from engine.frozen import cache_states
 from engine.runs import load_checkpoint, save_result
+from masked_prediction import CLUSTERS, MASKED, MaskedPrediction
 from model import TINY, MultiTask, load_encoder, random_encoder
 from scenarios import SETTINGS, Run, in_stages, make_config, scenario_runs, with_prerequisites
 from tasks import TASKS
-from train import backward
+from train import backward, more_targets
 from weighting import pcgrad_backward
 
 
@@ -311,8 +313,8 @@ def test_a_killed_run_resumes_to_the_same_bits(run_train, root, tmp_path):
 def _gradients(rank: int, world: int, parts: int, port: int, root: str, out: str) -> None:
     """One process of `world`: the gradient of one update over all processes, without dropout.
 
-    Each process reads its share in `parts` parts. The cases are MTL and each task with a frozen
-    encoder.
+    Each process reads its share in `parts` parts. The cases are MTL, MTL of two tasks with masked
+    prediction, and each task with a frozen encoder.
     """
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -321,19 +323,25 @@ def _gradients(rank: int, world: int, parts: int, port: int, root: str, out: str
     if world > 1:
         torch.distributed.init_process_group("gloo")
     corpora, found = {name: TASKS[name].read(root, "train") for name in TASKS}, {}
-    for case in ("MTL", *TASKS):
-        names = list(TASKS) if case == "MTL" else [case]
+    masked_prediction.span_mask = lambda T, rng: torch.arange(T) % 50 < 20  # shares are unequal
+    for case in ("MTL", MASKED, *TASKS):
+        names = {"MTL": list(TASKS), MASKED: ["PR", "IC"]}.get(case, [case])
         torch.manual_seed(0)
-        encoder = random_encoder(TINY, seed=0).requires_grad_(case == "MTL")
+        encoder = random_encoder(TINY, seed=0).requires_grad_(case in ("MTL", MASKED))
         heads = {name: TASKS[name].head(encoder.dim, corpora[name].classes, 16) for name in names}
+        if case == MASKED:
+            heads[MASKED] = MaskedPrediction(encoder.dim, 64, weight=2.0)
+            heads[MASKED].clusters[2:] = torch.randn(CLUSTERS, 39)
         model = MultiTask(encoder, heads, augment=False).train()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         net = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
         streams = {name: Stream(corpora[name], 4, 0) for name in names}
-        config = make_config(Run("mtl", tuple(names)), SETTINGS["tiny"], INPUTS)
-        backward(net, model, config, 1, Steps(streams, rank, world, parts)[1])
+        run = Run("mtl", tuple(names), masked_weight=2.0 if case == MASKED else 0.0)
+        config = make_config(run, SETTINGS["tiny"], INPUTS)
+        steps = Steps(streams, rank, world, parts, more_targets(config, model))
+        backward(net, model, config, 1, steps[1])
         found[case] = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
     if rank == 0:
         torch.save(found, out)
@@ -353,7 +361,7 @@ def gradients(root, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("case", ["MTL", *TASKS])
+@pytest.mark.parametrize("case", ["MTL", MASKED, *TASKS])
 @pytest.mark.parametrize("processes, parts", [(2, 1), (1, 4), (2, 2)])
 def test_processes_and_parts_that_share_a_batch_have_the_gradient_of_the_whole(
     gradients, case, processes, parts
