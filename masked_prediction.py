@@ -1,10 +1,8 @@
-"""Masked prediction, the loss of HuBERT's pretraining (Hsu et al. 2021; paper, Section 4.3).
-
-    python train.py --scenario mtl --masked-weight 0.1
+"""Masked prediction, the loss of HuBERT's pretraining (Hsu et al. 2021): train.py --masked-weight.
 
 One learned vector replaces spans of frames at the input of the transformer, which has to predict
-the labels of these frames: k-means clusters of MFCCs, which describe the shape of the spectrum.
-T frames (50 Hz) of an utterance, M of several, D dimensions of the encoder.
+the labels of these frames: k-means clusters of MFCCs, which describe the shape of the spectrum
+(paper, Section 4.3). T frames (50 Hz) of an utterance, M of several, D dimensions.
 """
 import numpy as np
 import torch
@@ -22,12 +20,13 @@ def find_clusters(frames: Tensor, generator: torch.Generator) -> Tensor:
     """K-means of frames (M, 39) -> mean, standard deviation, centres: (2 + CLUSTERS, 39)."""
     scale = torch.stack([frames.mean(0), frames.std(0)])
     normal = (frames - scale[0]) / scale[1]
-    centres = normal[torch.randperm(len(frames), generator=generator)[:CLUSTERS]]
+    first = torch.randperm(len(frames), generator=generator)[:CLUSTERS]
+    clusters = torch.cat([scale, normal[first]])
     for _ in range(20):  # rounds of Lloyd's algorithm
-        member = F.one_hot(nearest_cluster(frames, torch.cat([scale, centres])), CLUSTERS).float()
+        member = F.one_hot(nearest_cluster(frames, clusters), CLUSTERS).float()  # (M, CLUSTERS)
         means = member.T @ normal / member.sum(0)[:, None]
-        centres = torch.where(means.isnan(), centres, means)  # an empty cluster keeps its centre
-    return torch.cat([scale, centres])
+        clusters[2:] = torch.where(means.isnan(), clusters[2:], means)  # empty clusters stay
+    return clusters
 
 
 def nearest_cluster(frames: Tensor, clusters: Tensor) -> Tensor:
@@ -36,7 +35,7 @@ def nearest_cluster(frames: Tensor, clusters: Tensor) -> Tensor:
 
 
 def span_mask(T: int, rng: np.random.Generator) -> Tensor:
-    """(T,) bool, True in at least two random spans, which may overlap."""
+    """(T,) bool, True in two or more random spans, which may overlap; all below a span's length."""
     count = max(2, int(SHARE * T / SPAN + rng.random()))  # the fraction is rounded at random
     starts = torch.from_numpy(rng.permutation(max(1, T - SPAN + 1))[:count])
     since_start = torch.arange(T) - starts[:, None]  # (spans, T)
