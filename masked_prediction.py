@@ -1,8 +1,7 @@
 """Masked prediction, the loss of HuBERT's pretraining (Hsu et al. 2021): train.py --masked-weight.
 
 One learned vector replaces spans of frames at the input of the transformer, which has to predict
-the labels of these frames: k-means clusters of MFCCs, which describe the shape of the spectrum
-(paper, Section 4.3). T frames (50 Hz) of an utterance, M of several, D dimensions.
+the k-means clusters of their MFCCs (paper, Section 4.3). T frames of an utterance, M of several.
 """
 import numpy as np
 import torch

@@ -122,12 +122,10 @@ CONSTANT = "constant answer"  # a row
 def row_name(config: RunConfig) -> str:
     """The row of Table 1 that a run belongs to."""
     tasks = "" if len(config.universe) == len(TASKS) else f" of {'+'.join(config.universe)}"
-    masked = ""
-    if config.masked_weight:
-        shuffled = "shuffled " if config.masked_labels == "shuffled" else ""
-        masked = f" + {config.masked_weight:g} {shuffled}SSL"
+    shuffled = "shuffled " if config.masked_labels == "shuffled" else ""
+    masked = f" + {config.masked_weight:g} {shuffled}SSL" if config.masked_weight else ""
     return {"ssl": "(a) SSL", "control": f"(a+) SSL, more steps{tasks}",
-            "ssl-masked": f"(a) masked prediction{tasks}",  # without scores, so not shown
+            "ssl-masked": f"(a) {shuffled}masked prediction{tasks}",  # no scores: not shown
             "mtl": f"(b-1) MTL{tasks or ' all'}{masked}",
             "leave-one-out": f"(b-2) all but {config.left_out}{tasks}{masked}",
             "transfer": f"(c) transfer{tasks}{masked}"}[config.scenario]

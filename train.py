@@ -492,7 +492,8 @@ def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, .
         print_results(read_results(options.runs), tasks)
     except RunError as error:  # an older run is damaged or differs; the new runs are complete
         say(f"note: no table: {error}")
-    if args.scenario == "all" and 1 in args.fold:  # the graphs compare runs of fold 1
+    # The graphs compare runs of fold 1 without masked prediction.
+    if args.scenario == "all" and 1 in args.fold and not args.masked_weight:
         seeds = [str(seed) for seed in args.seed]
         graphs.main(["--runs", str(options.runs), "--out", str(options.out), "--tasks", *args.tasks,
                      "--seed", *seeds])
