@@ -101,8 +101,13 @@ def draw_part(part: SubFigure, columns: list[tuple], cells: dict, constant: dict
 
 
 def look(row: str) -> dict:
-    """Marker and colour of a row; hollow if the experiment has fewer than all tasks."""
-    marker = LOOKS[row.split()[0]]
+    """Marker and colour of a row; hollow if the experiment has fewer than all tasks.
+
+    With masked prediction ("+ 0.1 SSL") it is filled below; with shuffled labels, on the left.
+    """
+    marker = dict(LOOKS[row.split()[0]])
+    if " + " in row:
+        marker["fillstyle"] = "left" if "shuffled" in row else "bottom"
     first_task = row.rpartition(" of ")[2].split("+")[0]
     return marker | {"markerfacecolor": "white" if first_task in TASKS else marker["color"]}
 
