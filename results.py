@@ -185,10 +185,12 @@ def interval(runs: list[Result], task: str, metric: str) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
+def table_rows(cells: dict, tasks: list[str],
+               compared: tuple[str, ...] = ("(b-2)",)) -> list[list[str]]:
     """Table 1 as text: a heading, then one row per scenario.
 
-    X = left out, — = not run; + and - = better and worse than (b-1).
+    X = left out, — = not run; + and - = better and worse than (b-1), in the rows that are
+    `compared` with it (the start of their names).
     """
     columns = [(TASKS[name], metric) for name in tasks for metric in TASKS[name].metrics]
     heading = ["scenario"]
@@ -196,11 +198,11 @@ def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
         heading.append(f"{task.name} {metric.heading}")
     shown = [row for row in sorted(cells, key=row_order)
              if any((task.name, metric.name) in cells[row] for task, metric in columns)]
-    marked = any(row.startswith("(b-2)") for row in shown)
+    marked = any(row.startswith(compared) for row in shown)
     rows = [heading]
     for row in shown:
         universe = row[row.index(" of ") :] if " of " in row else " all"
-        baseline = cells.get(f"(b-1) MTL{universe}", {}) if row.startswith("(b-2)") else {}
+        baseline = cells.get(f"(b-1) MTL{universe}", {}) if row.startswith(compared) else {}
         texts = [row]
         for task, metric in columns:
             key = task.name, metric.name

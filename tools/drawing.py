@@ -51,6 +51,7 @@ def draw_graph(axes: Axes, edges: list[Edge], tasks: list[str]) -> None:
         axes.add_patch(FancyArrowPatch(
             places[start], places[end], connectionstyle=f"arc3,rad={bend}", shrinkA=21, shrinkB=24,
             arrowstyle="-|>", mutation_scale=7 + 2.6 * points, linewidth=points, capstyle="butt",
+            gid=f"edge-{edge.change.source}-{edge.change.target}",  # its name in the SVG file
             color=COLOURS[edge.change.graph], linestyle=DASHES if edge.is_dashed else "-",
             alpha=0.5 if edge.is_dashed else 1,
             zorder=(2 if edge.is_dashed else 3) - points / 9))  # thin edges lie on thick ones
@@ -79,6 +80,13 @@ def draw(edges: list[Edge], tasks: list[str], title: str) -> Figure:
     figure.legend(handles=legend, title=title, loc="lower center", ncols=len(legend), frameon=False,
                   fontsize=8, columnspacing=1.4)
     return figure
+
+
+def on_circle(changes: Iterable[Change]) -> list[str]:
+    """The tasks that are compared; those of a group are neighbours on the circle."""
+    compared = {task for change in changes for task in (change.source, change.target)}
+    tasks = [task for task in TASKS if task in compared]
+    return sorted(tasks, key=lambda task: TASKS[task].group)
 
 
 def significance_labels(changes: Iterable[Change]) -> tuple[str, str]:
@@ -219,9 +227,7 @@ def dot(graph: str, edges: list[Edge], tasks: list[str]) -> str:
 
 def write_files(changes: list[Change], edges: list[Edge], title: str, out: Path) -> None:
     """Write all files of graphs.py. The same changes give the same bytes."""
-    compared = {task for change in changes for task in (change.source, change.target)}
-    tasks = [task for task in TASKS if task in compared]
-    tasks.sort(key=lambda task: TASKS[task].group)  # a group's tasks are neighbours on the circle
+    tasks = on_circle(changes)
     out.mkdir(parents=True, exist_ok=True)
     entries = [json.dumps(edge.as_json()) for edge in edges]
     (out / "edges.json").write_text("[\n" + ",\n".join(entries) + "\n]\n")
