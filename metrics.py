@@ -380,7 +380,7 @@ def _draw(num_utterances: int, numbers_of_seeds: tuple[int, ...], samples: int,
           seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """What S resamples draw, with replacement: (utterances, [seeds]).
 
-    How often each of n utterances is drawn (S, n), and for each number K of seeds which ones (S, K).
+    How often each of n utterances is drawn (S, n), and, for each number K of seeds, which (S, K).
     """
     rng = np.random.default_rng(seed)
     drawn = np.empty((samples, num_utterances), np.int16)  # 75 MB for VoxCeleb1's 37,720 trials

@@ -420,7 +420,7 @@ def train_with_lock(run: Run, configs: dict[Run, RunConfig], options: Options) -
 
 
 def run_command(args: argparse.Namespace, setting: Setting, options: Options) -> None:
-    """Everything that the command line asks for, then the table, and for "all" the graphs."""
+    """Everything that the command line asks for, then the table, the graphs, the page."""
     if not args.dry_run:
         options.runs.mkdir(parents=True, exist_ok=True)
     if options.data == TOY and not options.data.exists() and rank() == 0:
@@ -447,7 +447,10 @@ def run_command(args: argparse.Namespace, setting: Setting, options: Options) ->
 
 
 def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, ...]) -> None:
-    """Print the table of the finished runs; for "all" draw the graphs."""
+    """Print the table of the finished runs; for "all" draw the graphs; write a page.
+
+    The page takes seconds, so only "all" and (c), which end an experiment, write it.
+    """
     print()
     try:
         print_results(read_results(options.runs), tasks)
@@ -457,6 +460,19 @@ def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, .
         seeds = [str(seed) for seed in args.seed]
         graphs.main(["--runs", str(options.runs), "--out", str(options.out), "--tasks", *args.tasks,
                      "--seed", *seeds])
+    if args.scenario in ("all", "transfer"):
+        write_page(options.runs / "report.html", options)
+
+
+def write_page(page: Path, options: Options) -> None:
+    """Write a page about the finished runs (tools/report.py), or say why there is none."""
+    try:
+        from tools.report import write_report
+
+        write_report(options.runs, page, options.data)
+        say(f"wrote {page}; open it in a browser")
+    except Exception as error:  # whatever it is, the runs are complete
+        say(f"note: no {page}: {error}")
 
 
 def main() -> None:
