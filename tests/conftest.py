@@ -24,6 +24,12 @@ TWO_SPEAKERS = [(0.9, 0.1), (0.8, 0.2), (0.4, 0.2), (0.7, 0.6), (0.9, 0.7), (0.2
                 (0.5, 0.9), (0.5, 0.45), (0.9, 0.9), (0.1, 0.9), (0.1, 0.1), (0.6, 0.3)]
 
 
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch) -> None:
+    """train.py writes no page, which takes seconds; it does for `workshop`, which is made before."""
+    monkeypatch.setattr("tools.report.write_report", lambda *arguments: None)
+
+
 @pytest.fixture(scope="session")
 def root(tmp_path_factory) -> Path:
     """A nine-task corpus in the real layouts, with a handful of utterances per split."""
