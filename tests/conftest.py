@@ -26,7 +26,7 @@ TWO_SPEAKERS = [(0.9, 0.1), (0.8, 0.2), (0.4, 0.2), (0.7, 0.6), (0.9, 0.7), (0.2
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch) -> None:
-    """train.py writes no page, which takes seconds; it does for `workshop`, which is made before."""
+    """train.py writes no page, which takes seconds; `workshop`, made before, has one."""
     monkeypatch.setattr("tools.report.write_report", lambda *arguments: None)
 
 

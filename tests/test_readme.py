@@ -65,7 +65,7 @@ def small_flags(script: str, flags: list[str], root: Path, out: Path, folder: st
     if script == "toy.pretrain":
         small = "--hours 0.01 --steps 2 --batch 2 --out".split()
         return [*small, str(out / "tiny.pt")]
-    as_they_are = ("graphs.py", "data.py", "predict.py", "tools.export")
+    as_they_are = ("graphs.py", "data.py", "predict.py", "tools.export", "tools.report")
     assert script in as_they_are, f"no small settings for {script}"
     return []
 
