@@ -28,6 +28,7 @@ from results import Result, check_comparable, read_results, table_cells, table_r
 from tasks import TASKS, Task
 from tools.drawing import draw, on_circle
 from tools.plots import plot_curves, plot_layers
+from tools.scores import plot_summary
 from tools.utterances import utterances_html
 
 PAGE = Path(__file__).with_name("report.html")
@@ -46,7 +47,8 @@ def write_report(runs: Path, out: Path, data: Path | None = None) -> None:
         raise RunError(f"no finished run in {runs}; python train.py makes one")
     check_comparable(results)
     tasks = [task for task in TASKS.values() if any(task.name in run.metrics for run in results)]
-    parts = [part("Table 1", table_html, results, tasks),
+    parts = [part("Summary", plot_html, plot_summary, results),
+             part("Table 1", table_html, results, tasks),
              part("Fig. 2", fig2_html, runs, results),
              part("Hidden states", plot_html, plot_layers, results),
              part("Learning curves", plot_html, plot_curves, results)]
@@ -111,7 +113,7 @@ def fig2_html(runs: Path, results: list[Result]) -> str:
         before, after = picture.split(f'<g id="edge-{edge.change.source}-{edge.change.target}">')
         line, numbers = re.search(r' d="([^"]+)"', after)[1], edge_text(edge)
         picture = (f'{before}<g class="edge" tabindex="0" role="img"><title>{numbers}</title><path '
-                   f'class="target" d="{line}"/><text x="50%" y="10">{numbers}</text>{after}')
+                   f'class="target" d="{line}"/><text x="50%" y="9">{numbers}</text>{after}')
     return ("<p>An arrow B → A: leaving B out changes the score of A. Point at an arrow, or press "
             f"the Tab key, to see its numbers. {escape(notes.getvalue())}</p>"
             + scrolling(picture, "Fig. 2", "picture"))
