@@ -112,20 +112,21 @@ def fig2_html(runs: Path, results: list[Result]) -> str:
     for edge in edges:
         before, after = picture.split(f'<g id="edge-{edge.change.source}-{edge.change.target}">')
         line, numbers = re.search(r' d="([^"]+)"', after)[1], edge_text(edge)
+        x = "25%" if edge.change.graph == "improvement" else "75%"  # above its graph
         picture = (f'{before}<g class="edge" tabindex="0" role="img"><title>{numbers}</title><path '
-                   f'class="target" d="{line}"/><text x="50%" y="9">{numbers}</text>{after}')
+                   f'class="target" d="{line}"/><text x="{x}" y="9">{numbers}</text>{after}')
     return ("<p>An arrow B → A: leaving B out changes the score of A. Point at an arrow, or press "
             f"the Tab key, to see its numbers. {escape(notes.getvalue())}</p>"
             + scrolling(picture, "Fig. 2", "picture"))
 
 
 def edge_text(edge: Edge) -> str:
-    """The numbers of an edge in one line."""
+    """The numbers of an edge, short enough for one line above its graph."""
     change = edge.change
     noise = "; may be noise" if edge.is_dashed else ""
-    return (f"{change.source} → {change.target}: without {change.source}, "
-            f"{drawn_metric(change.target).name} of {change.target} changes by "
-            f"{change.percent:+.1f} % [{change.low:+.1f}, {change.high:+.1f}]{noise}")
+    return (f"{change.source} → {change.target}: {drawn_metric(change.target).name} "
+            f"{change.percent:+.1f} % [{change.low:+.1f}, {change.high:+.1f}] without "
+            f"{change.source}{noise}")
 
 
 def plot_html(plot: Callable, results: list[Result]) -> str:
