@@ -72,7 +72,7 @@ def test_the_page_has_all_parts_and_each_link_leads_to_one(page):
 
 
 def test_text_from_data_is_shown_and_is_no_html(hostile):
-    assert "<script" not in hostile and "<img" not in hostile and "<mark><b>" not in hostile
+    assert "<script" not in hostile and "<img src=x" not in hostile and "<mark><b>" not in hostile
     assert html.escape(SCRIPT) in hostile and html.escape('"><img src=x>') in hostile
     assert "&lt;i&gt;runs" in hostile and "<i>" not in hostile
     assert f"<del>{html.escape(SCRIPT)}</del> <mark>&lt;b&gt;</mark> A" in hostile
