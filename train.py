@@ -4,7 +4,7 @@
     python train.py --scenario mtl                      # (b-1) finetune HuBERT on nine tasks
     python train.py --scenario leave-one-out --task IC  # (b-2) the same, without IC
     python train.py --scenario transfer --task IC       # (c)   freeze HuBERT of (b-2), train IC
-    python train.py --scenario all                      # the 28 runs of Table 1; table, graphs, report
+    python train.py --scenario all                      # the 28 runs of Table 1, graphs, report
     python train.py --scenario control                  # (a+)  as (b-1), but HuBERT stays frozen
 
 A scenario first trains any missing run whose weights it needs: transfer needs the encoder of
