@@ -144,11 +144,14 @@ def configurations_html(results: list[Result]) -> str:
     """The command of each run, and everything that decides its result."""
     html = ""
     for run in results:
-        config = {key: value for key, value in run.config.to_json().items() if key != "built_on"}
+        lines = ""
+        for key, value in run.config.to_json().items():
+            if key != "built_on":  # the configurations of other runs of the list
+                lines += f"{key}: {json.dumps(value)}\n"
         command = read_config(run.path)["recorded"].get("command", "")
         html += (f"<details><summary>{escape(run.path.name)}</summary>"
                  f"<p><code>python {escape(command)}</code></p>"
-                 f"<pre>{escape(json.dumps(config, indent=1))}</pre></details>")
+                 f"<pre>{escape(lines)}</pre></details>")
     return html
 
 

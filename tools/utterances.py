@@ -109,7 +109,7 @@ def answer_html(reference, answer, threshold: float | None = None) -> str:
     ending = ""
     if isinstance(reference, int):  # of a trial: 1 for the same speaker
         if threshold is not None:
-            ending = f" (cosine {answer:.3f}; same from {threshold:.3f} on)"
+            ending = f" (cosine {answer:.3f}, threshold {threshold:.3f})"
         answer = SAME if answer >= (threshold or 1) else DIFFERENT
         reference = SAME if reference else DIFFERENT
     if isinstance(reference, str):
