@@ -488,10 +488,12 @@ class MultiTask(nn.Module):
         if random_key is not None:
             seed_random_numbers(*random_key, "encoder")
         features_by_task = self.features(batches)
-        losses = {}
-        for task, (features, frames) in features_by_task.items():
+        losses = dict.fromkeys(batches)
+        # When the CPU waits for the GPU, nothing of the forward pass should be left to enqueue.
+        for task in sorted(batches, key=lambda task: self.heads[task].loss_waits):
             if random_key is not None:
                 seed_random_numbers(*random_key, task)
+            features, frames = features_by_task[task]
             losses[task] = self.loss(task, features, frames, batches[task].targets)
         return losses
 

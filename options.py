@@ -119,7 +119,9 @@ def parse_arguments(description: str) -> tuple[argparse.Namespace, Setting, Opti
         setting = replace(setting, **{f"{stage}_steps": args.steps})
     options = replace(OPTIONS[args.setting], **given(Options, args))
     options = replace(options, save_every=scaled(options.save_every, setting))
-    if args.precision is None and options.device == "cuda":
+    # Older cards emulate bf16 in fp32, which is slower than fp32.
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if args.precision is None and options.device == "cuda" and has_bf16:
         setting = replace(setting, precision="bf16")
     return args, setting, replace(options, data=options.data.expanduser(), encoder=setting.encoder,
                                   precision_given=args.precision is not None)

@@ -41,9 +41,9 @@ class Setting:
 
     name: str = "paper"
     encoder: str = flag("hubert_base", MODEL, "tiny, hubert_base, or a file or folder of weights")
-    # options.py replaces this by bf16 on a GPU unless --precision is given.
-    precision: str = flag("fp32", MODEL, "of training; without this flag bf16 on a GPU and fp32 "
-                          "on a CPU; losses are always fp32", choices=("fp32", "bf16"))
+    # options.py replaces this by bf16 on a GPU that has it, unless --precision is given.
+    precision: str = flag("fp32", MODEL, "of training; without this flag bf16 on a GPU that has it "
+                          "and else fp32; losses are always fp32", choices=("fp32", "bf16"))
     ssl_lr: float | None = flag(None, SSL, "learning rate", above=0, none=RECIPE)
     ssl_steps: int | None = flag(None, SSL, "updates", least=1, none=RECIPE)
     ssl_batch: int | None = flag(None, SSL, "utterances per update", least=1, none=RECIPE)

@@ -25,7 +25,7 @@ def loss_weights(model, parts: list[dict]) -> list[dict]:
     if dist.is_initialized():
         processes = dist.get_world_size()
         device = model.layer_sum.weights.device
-        totals = torch.tensor(totals, dtype=torch.float32, device=device)
+        totals = torch.tensor(totals, dtype=torch.float32).to(device, non_blocking=True)
         dist.all_reduce(totals)  # now the sums over all processes
     weights = []
     for part, own_terms in zip(parts, terms):

@@ -21,6 +21,29 @@ from engine.launch import (any_rank, mean_over_ranks, progress, rank, say, wait_
 from engine.runs import RunError, load_checkpoint, read_log, save_checkpoint, save_json_lines
 
 
+class StepValues:
+    """The losses and the gradient norm of a step, on their way from the GPU to the CPU.
+
+    Reading a value from the GPU waits for everything that was enqueued before. `read` waits for the
+    copy of these values alone, which was enqueued at the end of their step.
+    """
+
+    def __init__(self, step: int, losses: dict[str, torch.Tensor], norm: torch.Tensor, ids: dict):
+        self.step, self.ids = step, ids  # {task: ids of the utterances}, in the order of the losses
+        values = torch.stack([*losses.values(), norm]).detach()
+        # A copy to the CPU that does not block has pinned memory; on a CPU nothing is copied.
+        self.values = values.to("cpu", non_blocking=True)
+        self.copied = torch.cuda.Event() if values.is_cuda else None
+        if self.copied:
+            self.copied.record()
+
+    def read(self) -> list[float]:
+        """The losses in the order of `ids`, then the gradient norm."""
+        if self.copied:
+            self.copied.synchronize()
+        return self.values.tolist()
+
+
 class Session:
     """The state of one run during training. `step` counts the updates that are done."""
 
@@ -31,7 +54,7 @@ class Session:
         self.quiet = quiet or rank() > 0
         self.step = 0
         self.best = None  # {"value", "step", "model"} of the best evaluation on dev
-        self.last_step = None  # (step, losses, gradient norm, ids), not checked yet
+        self.last_step = None  # a StepValues that was not checked yet
         self.shown = {}  # figures in the progress bar
         self.bar, self.log = None, None
         self.began = time.time()  # shifted by `resume`, so that earlier time counts
@@ -65,10 +88,9 @@ class Session:
         """
         self.step += 1
         self.check_last_step()
-        losses = {name: loss.detach() for name, loss in losses.items()}
-        self.last_step = self.step, losses, gradient_norm, ids
+        self.last_step = StepValues(self.step, losses, gradient_norm, ids)
         if self.step % self.log_every == 0 or self.step == self.steps:
-            values = mean_over_ranks(torch.stack(list(losses.values()))).tolist()
+            values = mean_over_ranks(torch.stack(list(losses.values())).detach()).tolist()
             self.write_log({"step": self.step, "losses": dict(zip(losses, values)), "lr": rate,
                             "seconds": round(self.seconds(), 2)})
             self.show(loss=f"{sum(values):.2f}", lr=f"{rate:.1e}")
@@ -80,8 +102,9 @@ class Session:
         """
         if self.last_step is None:
             return
-        step, losses, norm, ids = self.last_step
-        bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        step, ids = self.last_step.step, self.last_step.ids
+        *losses, norm = self.last_step.read()
+        bad = [name for name, loss in zip(ids, losses) if not math.isfinite(loss)]
         if bad or not math.isfinite(norm):
             what = f"loss of {', '.join(bad)}" if bad else "gradient"
             tasks = bad or list(ids)

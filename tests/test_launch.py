@@ -15,6 +15,7 @@ from conftest import ROOT, SMALL, result
 from engine import runs as engine_runs
 from engine.launch import ForgivingStream, friendly_errors, progress
 from engine.runs import RunError, atomic_file, locked
+from options import parse_arguments
 
 
 
@@ -101,6 +102,13 @@ def test_cuda_without_a_gpu_is_one_sentence(root, tmp_path):
     command = train_command(root, tmp_path, "--scenario", "ssl", "--task", "KS")
     done = shell(f"{command} --device cuda")
     assert done.returncode == 2 and done.stderr.startswith("error: --device cuda")
+
+
+@pytest.mark.parametrize("computes_bf16, precision", [(True, "bf16"), (False, "fp32")])
+def test_bf16_is_the_default_on_a_gpu_that_computes_it(monkeypatch, computes_bf16, precision):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: computes_bf16)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--scenario", "mtl", "--device", "cuda"])
+    assert parse_arguments("")[1].precision == precision
 
 
 def test_control_c_during_the_imports_prints_no_traceback(root, tmp_path):

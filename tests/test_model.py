@@ -410,6 +410,8 @@ def test_narrow_features_lose_the_same_share_of_dimensions_and_the_input_is_not_
 class StubHead(nn.Module):
     """Regression on the mean over time: nothing of a padded frame reaches the loss."""
 
+    loss_waits = False
+
     def __init__(self, dim, outputs, frame_aligned=False):
         super().__init__()
         self.linear, self.frame_aligned = nn.Linear(dim, outputs), frame_aligned
@@ -677,6 +679,26 @@ def test_with_a_random_key_the_order_in_which_heads_are_computed_does_not_matter
             losses[task], multitask({task: cached[task]}, random_key=(0, 7, 0))[task]
         )
         assert not torch.equal(losses[task], multitask(cached, random_key=(0, 8, 0))[task])
+
+
+def test_heads_whose_loss_waits_are_computed_last_and_nothing_else_changes(monkeypatch):
+    multitask, batches, computed = three_tasks(augment=True), step(), []
+    multitask.time_mask_width = 3  # of 18 frames
+    compute = multitask.loss
+
+    def note(task, *arguments):
+        computed.append(task)
+        return compute(task, *arguments)
+
+    monkeypatch.setattr(multitask, "loss", note)
+    outcomes = []
+    for waits in (False, True):
+        multitask.heads["a"].loss_waits = waits
+        losses = multitask(batches, random_key=(0, 7, 0))
+        assert list(losses) == ["a", "b", "c"]
+        outcomes.append([*losses.values(), gradient(multitask, losses.values())])
+    assert computed == ["a", "b", "c", "b", "c", "a"]
+    assert all(torch.equal(one, other) for one, other in zip(*outcomes))
 
 
 def test_with_a_random_key_the_encoder_drops_out_the_same_and_without_one_nothing_is_seeded():
