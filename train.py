@@ -121,25 +121,33 @@ def backward(network, model: MultiTask, config: RunConfig, step: int,
 
     In the paper, the loss is the plain sum over the tasks (`weighting` "sum").
     """
-    device, bf16 = model.layer_sum.weights.device, config.precision == "bf16"
     weights = loss_weights(model, parts)
     losses = dict.fromkeys(parts[0], 0.0)
     for number, batches in enumerate(parts):
         # Masks and dropout follow from this key, so a resumed run draws the same ones.
         random_key = (config.seed, step, rank() + number * world_size())
+        forward = partial(weighted_losses, network, config, random_key, weights[number])
         with averaging(network, number == len(parts) - 1):
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                found = network(batches, random_key)  # {task: scalar}
-            weighted = {task: loss * weights[number][task] for task, loss in found.items()}
             if config.weighting == "pcgrad":
-                pcgrad_backward(weighted, model, config.seed * config.steps + step)
+                found = pcgrad_backward(forward, batches, model, config.seed * config.steps + step)
             elif config.weighting == "uncertainty":
-                uncertainty_total(weighted, model.log_sigma).backward()
+                found = forward(batches)
+                uncertainty_total(found, model.log_sigma).backward()
             else:
-                sum(weighted.values()).backward()
-        for task, loss in weighted.items():
+                found = forward(batches)
+                sum(found.values()).backward()
+        for task, loss in found.items():
             losses[task] = losses[task] + loss.detach()
     return losses
+
+
+def weighted_losses(network, config: RunConfig, random_key: tuple, weights: dict[str, float],
+                    batches: dict) -> dict[str, Tensor]:
+    """A forward pass of some tasks: {task: batch} -> {task: loss times its weight}."""
+    device, bf16 = next(network.parameters()).device, config.precision == "bf16"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        losses = network(batches, random_key)  # {task: scalar}
+    return {task: loss * weights[task] for task, loss in losses.items()}
 
 
 def averaging(network, last: bool) -> AbstractContextManager:

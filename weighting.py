@@ -5,6 +5,8 @@ cites (Section 1) and the released code has. Shared parameters: the encoder and 
 All others belong to one head. DIFFERS marks a deviation from the authors' released code.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -48,39 +50,40 @@ def uncertainty_total(losses: dict[str, Tensor], log_sigma: Tensor) -> Tensor:
     return sum(terms)
 
 
-def pcgrad_backward(losses: dict[str, Tensor], model, key: int) -> None:
-    """Gradient surgery (PCGrad, Yu et al. 2020): replaces `sum(losses.values()).backward()`.
+def pcgrad_backward(forward: Callable, batches: dict, model, key: int) -> dict[str, Tensor]:
+    """Gradient surgery (PCGrad, Yu et al. 2020): a forward and a backward pass for each task.
 
-    Fills `.grad` of every trained parameter of `model`, a MultiTask. Heads get the summed gradient.
-    Shared parameters get the result of `combine_conflicting`. Its random order follows from `key`,
-    which must be the same in all processes.
+    `forward({task: batch})` returns {task: loss}. A task has a forward pass of its own, because the
+    backward pass of one loss of a common forward pass would go through the frames of all tasks.
+    Fills `.grad` of every trained parameter of `model`, a MultiTask, and returns the losses. Heads
+    get the gradient of their loss. Shared parameters get the result of `combine_conflicting`. Its
+    random order follows from `key`, which must be the same in all processes.
     """
     shared = [*model.encoder.parameters(), *model.layer_sum.parameters()]
     shared = [p for p in shared if p.requires_grad]
-    head_parameters = [p for p in model.heads.parameters() if p.requires_grad]
-    shared_gradients = []
-    for loss in losses.values():
-        gradients = torch.autograd.grad(
-            loss, shared + head_parameters, retain_graph=True, allow_unused=True
-        )
+    losses, shared_gradients = {}, []
+    for task, batch in batches.items():
+        loss = forward({task: batch})[task]
+        loss.backward()
+        losses[task] = loss.detach()
         flat = []
-        for parameter, gradient in zip(shared, gradients):
+        for parameter in shared:
+            gradient, parameter.grad = parameter.grad, None
             if gradient is None:  # the task does not use this parameter
                 gradient = torch.zeros_like(parameter)
             flat.append(gradient.flatten())
         shared_gradients.append(torch.cat(flat))
-        for parameter, gradient in zip(head_parameters, gradients[len(shared) :]):
-            if gradient is not None:  # this task's head: the sum has no other term
-                parameter.grad = gradient.contiguous()  # fused Adam needs contiguous gradients
     shared_gradients = torch.stack(shared_gradients)  # (tasks, shared parameters)
     if dist.is_initialized():
         # We average over processes first, so only conflicts between tasks are projected.
-        for tensor in (shared_gradients, *(p.grad for p in head_parameters)):
+        head_gradients = [p.grad for p in model.heads.parameters() if p.requires_grad]
+        for tensor in (shared_gradients, *head_gradients):
             dist.all_reduce(tensor)
             tensor /= dist.get_world_size()
     total = combine_conflicting(shared_gradients, torch.Generator().manual_seed(key))
     for parameter, gradient in zip(shared, total.split([p.numel() for p in shared])):
         parameter.grad = gradient.view_as(parameter)
+    return losses
 
 
 def combine_conflicting(task_gradients: Tensor, generator: torch.Generator) -> Tensor:
@@ -89,16 +92,17 @@ def combine_conflicting(task_gradients: Tensor, generator: torch.Generator) -> T
     Two gradients conflict if their dot product is negative. Then we remove from g_i its component
     along the unprojected g_j. The other tasks j come in random order:
         g_i <- g_i - ((g_i . g_j) / |g_j|^2) g_j        if g_i . g_j < 0
+    Every g_i stays a weighted sum of the unprojected gradients, so the products of those are
+    enough. This reads the gradients twice; the plain loop over g_i reads them for each i and j.
     DIFFERS: the released code takes the mean over tasks, which divides the encoder's gradient by
     the number of tasks. It also projects the gradient of each weight matrix separately.
     """
-    total = torch.zeros_like(task_gradients[0])
-    for i, gradient in enumerate(task_gradients):
-        projected = gradient.clone()
-        for j in torch.randperm(len(task_gradients), generator=generator).tolist():
-            other = task_gradients[j]
-            dot_product = projected @ other
+    tasks = len(task_gradients)
+    products = (task_gradients @ task_gradients.T).cpu().double()  # of the unprojected gradients
+    weights = torch.eye(tasks).double()  # row i: the projected g_i, a sum of unprojected gradients
+    for i in range(tasks):
+        for j in torch.randperm(tasks, generator=generator).tolist():
+            dot_product = weights[i] @ products[:, j]
             if j != i and dot_product < 0:
-                projected -= dot_product / other.square().sum() * other
-        total += projected
-    return total
+                weights[i, j] -= dot_product / products[j, j]
+    return weights.sum(0).to(task_gradients) @ task_gradients

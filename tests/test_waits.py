@@ -34,14 +34,14 @@ def nine_tasks() -> tuple[MultiTask, dict[str, Batch]]:
     return MultiTask(encoder, heads), batches
 
 
-def train_steps(model: MultiTask, step_batches, folder) -> None:
-    """The training loop on some batches, without a logging step."""
+def train_steps(model: MultiTask, steps, folder) -> None:
+    """The training loop on some steps, none of which is a logging step."""
     setting = SETTINGS["tiny"]
     config = make_config(scenario_runs("mtl", (), tuple(TASKS))[0], setting, INPUTS)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer = train.make_optimizer(model, config)
     session = Session(folder, model, optimizer, config.steps, save_every=100, log_every=100,
                       quiet=True)
-    train.training_loop(session, model, model, config, step_batches, evaluate=None)
+    train.training_loop(session, model, model, config, steps, evaluate=None)
 
 
 def test_in_a_step_of_nine_tasks_the_cpu_waits_for_nothing_but_the_lengths_of_ctc(
@@ -60,7 +60,7 @@ def test_in_a_step_of_nine_tasks_the_cpu_waits_for_nothing_but_the_lengths_of_ct
     def steps():
         for _ in range(2):  # the second step checks the losses of the first
             gpu.waits.clear()
-            yield batches
+            yield [batches]
 
     with gpu:
         for module in model.modules():
@@ -106,10 +106,10 @@ def test_in_a_step_on_a_gpu_nothing_synchronises_but_ctc(monkeypatch, tmp_path):
     model, batches = nine_tasks()
 
     def steps():
-        yield batches  # the first step tunes cuDNN and makes the state of Adam
-        yield batches
+        yield [batches]  # the first step tunes cuDNN and makes the state of Adam
+        yield [batches]
         torch.cuda.set_sync_debug_mode("error")
-        yield batches
+        yield [batches]
         torch.cuda.set_sync_debug_mode("default")
 
     try:
