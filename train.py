@@ -40,8 +40,8 @@ from batches import Steps, Stream, load_ahead
 from corpus import Corpus
 from engine.frozen import FrozenFeatures, cache_gigabytes, cache_states, caches_means
 from engine.kernels import keep_memory
-from engine.launch import (first_process_first, friendly_errors, process_group, rank, run_parallel,
-                           say, stop_signals, wait_for_all, world_size)
+from engine.launch import (choose_threads, first_process_first, friendly_errors, process_group,
+                           rank, run_parallel, say, stop_signals, wait_for_all, world_size)
 from engine.runs import (RunError, is_finished, load_checkpoint, locked, save_json, save_text,
                          weights_digest, write_config)
 from engine.session import Session
@@ -206,6 +206,9 @@ def train(config: RunConfig, options: Options) -> None:
                           options.log_every, options.quiet)
         session.resume()
         batches = batches_from(session.step, config, data, options)
+        if session.step == 0 and options.device == "cpu" and world_size() == 1:
+            choose_threads(partial(backward, network, model, config, 0, batches.dataset[0]))
+            optimizer.zero_grad()
         evaluate = partial(evaluate_on_dev, session, config, data, options)
         training_loop(session, network, model, config, batches, evaluate)
         test_and_save(session, config, data, options)
@@ -233,8 +236,6 @@ def prepare(config: RunConfig, options: Options) -> tuple[MultiTask, Data]:
     with first_process_first():
         for split, task_corpora in corpora.items():
             features[split] = cache_features(model, split, task_corpora, config, options)
-    if all(cached and cached.pooled for cached in features["train"].values()):
-        torch.set_num_threads(1)  # a step on means is so small that threads wait for each other
     return model, Data(corpora, features)
 
 

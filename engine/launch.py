@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -102,6 +103,35 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# Threads
+
+SECONDS_PER_TRIAL = 0.5
+
+
+def choose_threads(step: Callable) -> None:
+    """Time `step()` on a CPU with all threads and with one, and keep the faster number.
+
+    Threads wait for each other. In a small step this takes longer than the work, and so it may in
+    any step while other programs use the cores.
+    """
+    most = torch.get_num_threads()
+    if most == 1:
+        return
+    seconds = {}
+    for threads in (most, 1):
+        torch.set_num_threads(threads)
+        step()  # the first step is slower
+        began, steps = time.perf_counter(), 0
+        while time.perf_counter() - began < SECONDS_PER_TRIAL:
+            step()
+            steps += 1
+        seconds[threads] = (time.perf_counter() - began) / steps
+    chosen = min(seconds, key=seconds.get)
+    torch.set_num_threads(chosen)
+    say(f"{chosen} of {most} threads: a step takes {1000 * seconds[1]:.1f} ms with one and "
+        f"{1000 * seconds[most]:.1f} ms with {most}")
 
 
 # Several runs at a time, each in a process of its own

@@ -1,9 +1,10 @@
 """The state of one run during training: its step, log, checkpoints, signals and progress bar.
 
-A resumed run gives bit-identical weights to an uninterrupted one (on a CPU with as many threads).
-checkpoint.pt holds the weights, Adam's state and the best head so far. Batches follow from (seed,
-step), masks and dropout from (seed, step, rank), the learning rate from the step. On resume, log
-lines after the checkpoint's step are removed. A frozen encoder is not saved: it is loaded again.
+A resumed run gives bit-identical weights to an uninterrupted one (on a CPU). checkpoint.pt holds
+the weights, Adam's state, the best head so far, and the number of threads, which decides rounding.
+Batches follow from (seed, step), masks and dropout from (seed, step, rank), the learning rate from
+the step. On resume, log lines after the checkpoint's step are removed. A frozen encoder is not
+saved: it is loaded again.
 """
 
 import json
@@ -66,6 +67,7 @@ class Session:
             if "optimizer" in saved:  # else training was complete, and only scores are missing
                 self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.best = saved["step"], saved["best"]
+            torch.set_num_threads(saved.get("threads", torch.get_num_threads()))
             self.began -= saved["seconds"]
             if not self.quiet:
                 say(f"{self.folder.name}: continuing after step {self.step}")
@@ -156,7 +158,7 @@ class Session:
         """Write checkpoint.pt and return its content. Raises RunError as `check_last_step` does."""
         self.check_last_step()
         state = {"step": self.step, "model": self._non_encoder_weights(), "best": self.best,
-                 "seconds": self.seconds(), **more}
+                 "seconds": self.seconds(), "threads": torch.get_num_threads(), **more}
         if not self.model.encoder.frozen:
             state["encoder"] = self.model.encoder.checkpoint()
         if rank() == 0:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from conftest import ROOT, SMALL, result
+from engine import launch
 from engine import runs as engine_runs
-from engine.launch import ForgivingStream, friendly_errors, progress
-from engine.runs import RunError, atomic_file, locked
+from engine.launch import ForgivingStream, choose_threads, friendly_errors, progress
+from engine.runs import RunError, atomic_file, load_checkpoint, locked
 from options import parse_arguments
 
 
@@ -109,6 +111,49 @@ def test_bf16_is_the_default_on_a_gpu_that_computes_it(monkeypatch, computes_bf1
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: computes_bf16)
     monkeypatch.setattr(sys, "argv", ["train.py", "--scenario", "mtl", "--device", "cuda"])
     assert parse_arguments("")[1].precision == precision
+
+
+@pytest.fixture
+def two_threads():
+    """PyTorch computes with two threads during a test."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("slow, chosen", [(1, 2), (2, 1)])
+def test_the_faster_number_of_threads_is_kept_and_said(
+    two_threads, monkeypatch, capsys, slow, chosen
+):
+    monkeypatch.setattr(launch, "SECONDS_PER_TRIAL", 0.02)
+    choose_threads(lambda: time.sleep(0.02 if torch.get_num_threads() == slow else 0.001))
+    assert torch.get_num_threads() == chosen
+    assert f"{chosen} of 2 threads: a step takes" in capsys.readouterr().out
+
+
+def test_a_run_keeps_its_number_of_threads_and_its_trial_changes_nothing(
+    two_threads, monkeypatch, run_train, tmp_path
+):
+    flags = ("--scenario", "mtl", "--tasks", "KS,SD", "--heads", "fresh")
+    for trials, folder in ((0, tmp_path / "untried"), (2, tmp_path / "tried")):
+
+        def choose(step):
+            for _ in range(trials):
+                step()
+            torch.set_num_threads(1)
+
+        monkeypatch.setattr(train, "choose_threads", choose)
+        run_train(folder, *flags, "--steps", "2")
+        assert torch.get_num_threads() == 2  # after the run
+    untried = load_checkpoint(tmp_path / "untried" / "mtl-SD+KS")
+    tried = load_checkpoint(tmp_path / "tried" / "mtl-SD+KS")
+    assert untried["threads"] == 1
+    assert all(torch.equal(x, tried["model"][name]) for name, x in untried["model"].items())
+    # It is continued before its test, without another trial.
+    (tmp_path / "tried" / "mtl-SD+KS" / "result.json").unlink()
+    monkeypatch.delattr(train, "choose_threads")
+    run_train(tmp_path / "tried", *flags, "--steps", "2")
+    assert load_checkpoint(tmp_path / "tried" / "mtl-SD+KS")["threads"] == 1
 
 
 def test_control_c_during_the_imports_prints_no_traceback(root, tmp_path):
