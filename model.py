@@ -17,6 +17,7 @@ from collections import namedtuple
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -249,6 +250,9 @@ class Hubert(nn.Module):
         # `encode` multiplies the gradient of the convolutions by this number. 0.1 is the value of
         # HuBERT Base's pretraining.
         self.feature_grad_mult = 0.1
+        # True: keep the input of each layer only, and compute the rest again in the backward pass.
+        # Dropout draws the same numbers again, so this changes memory and time alone.
+        self.checkpoint_activations = False
         self.feature_extractor = FeatureExtractor(config)
         # torchaudio calls the part after the convolutions `encoder`. We keep its parameter names.
         self.encoder = nn.ModuleDict(
@@ -299,7 +303,10 @@ class Hubert(nn.Module):
 
         states = [x]  # DIFFERS: the released code leaves state 0 out; SUPERB and we use all L+1
         for layer in transformer.layers:
-            x = layer(x, frames)
+            if self.checkpoint_activations and x.requires_grad:
+                x = torch.utils.checkpoint.checkpoint(layer, x, frames, use_reentrant=False)
+            else:
+                x = layer(x, frames)
             states.append(x)
         if norm_first:
             states[-1] = transformer.layer_norm(x)

@@ -40,6 +40,8 @@ class Options:
                        choices=("cuda", "cpu"))
     jobs: int | None = flag(None, MACHINE, "runs at a time", least=1,
                             none="one per core for a tiny encoder on a CPU, else 1")
+    checkpoint_activations: bool = flag(False, MACHINE, "compute HuBERT's layers again in the "
+                                        "backward pass: less memory, more time, same result")
     debug: bool = flag(False, MACHINE, "show the traceback of an error")
     encoder: str = ""  # Setting.encoder: where the encoder lies; RunConfig has its digest
     quiet: bool = False  # no progress bars

@@ -314,6 +314,7 @@ def make_model(config: RunConfig, options: Options, train: dict[str, Corpus]) ->
     if config.heads == "ssl":
         start_from_ssl(model, config, options.runs)
     freeze(model, config)
+    model.encoder.checkpoint_activations = options.checkpoint_activations
     return model.to(options.device)
 
 

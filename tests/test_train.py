@@ -309,6 +309,13 @@ def test_a_killed_run_resumes_to_the_same_bits(run_train, root, tmp_path):
     assert _same(tmp_path / "whole" / "mtl-PR+SD+KS", tmp_path / "broken" / "mtl-PR+SD+KS")
 
 
+def test_a_run_with_checkpointed_activations_is_the_same(run_train, tmp_path):
+    flags = ("--scenario", "mtl", "--tasks", "KS,SD", "--heads", "fresh")
+    run_train(tmp_path / "kept", *flags)
+    run_train(tmp_path / "again", *flags, "--checkpoint-activations")
+    assert _same(tmp_path / "kept" / "mtl-SD+KS", tmp_path / "again" / "mtl-SD+KS")
+
+
 def _gradients(rank: int, world: int, parts: int, port: int, root: str, out: str) -> None:
     """One process of `world`: the gradient of one update over all processes, without dropout.
 

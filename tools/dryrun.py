@@ -92,6 +92,7 @@ def estimate(what: str, run: Run, config: RunConfig, options: Options) -> Estima
     classes = {name: sets["train"].classes for name, sets in corpora.items()}
     model = build_model(config, encoder, classes)
     freeze(model, config)
+    model.encoder.checkpoint_activations = options.checkpoint_activations
     model.to(device).train()
     streams = {name: Stream(corpora[name]["train"], config.batch[name] * config.accumulate)
                for name in run.tasks}
