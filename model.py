@@ -250,9 +250,7 @@ class Hubert(nn.Module):
         # `encode` multiplies the gradient of the convolutions by this number. 0.1 is the value of
         # HuBERT Base's pretraining.
         self.feature_grad_mult = 0.1
-        # True: keep the input of each layer only, and compute the rest again in the backward pass.
-        # Dropout draws the same numbers again, so this changes memory and time alone.
-        self.checkpoint_activations = False
+        self.checkpoint_activations = False  # see `compute`
         self.feature_extractor = FeatureExtractor(config)
         # torchaudio calls the part after the convolutions `encoder`. We keep its parameter names.
         self.encoder = nn.ModuleDict(
@@ -290,7 +288,7 @@ class Hubert(nn.Module):
 
         if self.config["normalize_waveform"]:
             waves = [self.normalize(wave) for wave in waves]
-        x = self.feature_extractor(waves, frames)  # (M, C)
+        x = self.compute(self.feature_extractor, waves, frames)  # (M, C)
         if x.requires_grad:
             # fairseq's GradMultiply: the values stay the same, and the gradient is scaled. The
             # released code finetunes fairseq's network, so its convolutions get this gradient too.
@@ -303,14 +301,20 @@ class Hubert(nn.Module):
 
         states = [x]  # DIFFERS: the released code leaves state 0 out; SUPERB and we use all L+1
         for layer in transformer.layers:
-            if self.checkpoint_activations and x.requires_grad:
-                x = torch.utils.checkpoint.checkpoint(layer, x, frames, use_reentrant=False)
-            else:
-                x = layer(x, frames)
+            x = self.compute(layer, x, frames)
             states.append(x)
         if norm_first:
             states[-1] = transformer.layer_norm(x)
         return torch.stack(states), frames
+
+    def compute(self, module: nn.Module, *inputs) -> Tensor:
+        """module(*inputs).
+
+        With `checkpoint_activations` only the inputs are kept, and the backward pass computes the
+        module again. Dropout draws the same numbers again, so only memory and time change."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(module, *inputs, use_reentrant=False)
+        return module(*inputs)
 
     def normalize(self, wave: Tensor) -> Tensor:
         """(wave - mean) / sqrt(variance + epsilon), over one utterance (n,)."""

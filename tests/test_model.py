@@ -720,15 +720,16 @@ def test_layers_that_are_computed_again_have_the_same_dropout_losses_and_gradien
     dropout = dict.fromkeys(
         ("encoder_dropout", "encoder_attention_dropout", "encoder_ff_interm_dropout"), 0.3)
     multitask, batches, outcomes, calls = three_tasks(augment=True, **dropout), step(), [], []
-    layer = multitask.encoder.encoder.transformer.layers[0]
-    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    for module in (multitask.encoder.feature_extractor,
+                   multitask.encoder.encoder.transformer.layers[0]):
+        module.register_forward_pre_hook(lambda *_: calls.append(1))
     for again in (False, True):
         multitask.encoder.checkpoint_activations = again
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             losses = multitask(batches, random_key=(0, 7, 0))
         slope = gradient(multitask, losses.values())
         outcomes.append([*losses.values(), slope, torch.rand(1)])  # the next random number
-    assert len(calls) == 3  # once, then twice
+    assert len(calls) == 6  # each once, then twice
     assert all(torch.equal(kept, computed) for kept, computed in zip(*outcomes))
 
 
