@@ -206,9 +206,11 @@ def train(config: RunConfig, options: Options) -> None:
                           options.log_every, options.quiet)
         session.resume()
         batches = batches_from(session.step, config, data, options)
-        if session.step == 0 and options.device == "cpu" and world_size() == 1:
+        one_of_many = world_size() > 1 or torch.get_num_threads() == 1
+        if session.step == 0 and options.device == "cpu" and not one_of_many:
             choose_threads(partial(backward, network, model, config, 0, batches.dataset[0]))
             optimizer.zero_grad()
+            session.write_log({"step": 0, "threads": torch.get_num_threads()})
         evaluate = partial(evaluate_on_dev, session, config, data, options)
         training_loop(session, network, model, config, batches, evaluate)
         test_and_save(session, config, data, options)

@@ -108,21 +108,23 @@ def stop_signals() -> Iterator[list[int]]:
 # Threads
 
 SECONDS_PER_TRIAL = 0.5
+LONG_STEP = 10  # seconds
 
 
 def choose_threads(step: Callable) -> None:
     """Time `step()` on a CPU with all threads and with one, and keep the faster number.
 
     Threads wait for each other. In a small step this takes longer than the work, and so it may in
-    any step while other programs use the cores.
+    any step while other programs use the cores. A step of more than LONG_STEP keeps all threads.
     """
-    most = torch.get_num_threads()
-    if most == 1:
-        return
-    seconds = {}
+    most, seconds = torch.get_num_threads(), {}
     for threads in (most, 1):
         torch.set_num_threads(threads)
+        began = time.perf_counter()
         step()  # the first step is slower
+        if time.perf_counter() - began > LONG_STEP:
+            torch.set_num_threads(most)
+            return
         began, steps = time.perf_counter(), 0
         while time.perf_counter() - began < SECONDS_PER_TRIAL:
             step()

@@ -16,7 +16,7 @@ from conftest import ROOT, SMALL, result
 from engine import launch
 from engine import runs as engine_runs
 from engine.launch import ForgivingStream, choose_threads, friendly_errors, progress
-from engine.runs import RunError, atomic_file, load_checkpoint, locked
+from engine.runs import RunError, atomic_file, load_checkpoint, locked, read_log
 from options import parse_arguments
 
 
@@ -131,6 +131,13 @@ def test_the_faster_number_of_threads_is_kept_and_said(
     assert f"{chosen} of 2 threads: a step takes" in capsys.readouterr().out
 
 
+def test_a_long_step_is_tried_once_and_keeps_all_threads(two_threads, monkeypatch):
+    monkeypatch.setattr(launch, "LONG_STEP", 0.001)
+    steps = []
+    choose_threads(lambda: steps.append(time.sleep(0.002)))
+    assert torch.get_num_threads() == 2 and len(steps) == 1
+
+
 def test_a_run_keeps_its_number_of_threads_and_its_trial_changes_nothing(
     two_threads, monkeypatch, run_train, tmp_path
 ):
@@ -148,6 +155,7 @@ def test_a_run_keeps_its_number_of_threads_and_its_trial_changes_nothing(
     untried = load_checkpoint(tmp_path / "untried" / "mtl-SD+KS")
     tried = load_checkpoint(tmp_path / "tried" / "mtl-SD+KS")
     assert untried["threads"] == 1
+    assert read_log(tmp_path / "tried" / "mtl-SD+KS")[0] == {"step": 0, "threads": 1}
     assert all(torch.equal(x, tried["model"][name]) for name, x in untried["model"].items())
     # It is continued before its test, without another trial.
     (tmp_path / "tried" / "mtl-SD+KS" / "result.json").unlink()
