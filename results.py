@@ -122,10 +122,11 @@ CONSTANT = "constant answer"  # a row
 def row_name(config: RunConfig) -> str:
     """The row of Table 1 that a run belongs to."""
     tasks = "" if len(config.universe) == len(TASKS) else f" of {'+'.join(config.universe)}"
-    return {"ssl": "(a) SSL", "control": f"(a+) SSL, more steps{tasks}",
+    name = {"ssl": "(a) SSL", "control": f"(a+) SSL, more steps{tasks}",
             "mtl": f"(b-1) MTL{tasks or ' all'}",
             "leave-one-out": f"(b-2) all but {config.left_out}{tasks}",
             "transfer": f"(c) transfer{tasks}"}[config.scenario]
+    return ", ".join([name, *config.run.variant])
 
 
 def table_cells(results: list[Result], intervals: bool = False) -> dict[str, dict[tuple, tuple]]:

@@ -24,7 +24,8 @@ from torch import nn
 from engine.flags import flag
 from engine.frozen import caches_means
 from engine.runs import RunError, read_config
-from model import BASE, TINY, Hubert, MultiTask, load_encoder, seed_random_numbers
+from model import (BASE, TINY, Hubert, MultiTask, encoder_digest, load_encoder,
+                   seed_random_numbers)
 from tasks import TASKS, Recipe
 
 # The groups of flags in --help
@@ -74,6 +75,8 @@ class Setting:
     transfer_warmup: int = flag(5_000, TRANSFER, "updates while the rate rises from 0", least=0)
     transfer_batch: int = flag(8, TRANSFER, "utterances per update", least=1)
     evaluate_every: int = flag(5_000, TRANSFER, "updates between two evaluations on dev", least=1)
+    interpolate: float = flag(1.0, TRANSFER, "share X of (b-2) in the weights of the encoder; the "
+                              "rest, 1 - X, is HuBERT before it was finetuned", least=0, most=1)
 
 
 SETTINGS = {
@@ -104,6 +107,7 @@ class Run:
     seed: int = 0
     fold: int = 1
     universe: tuple[str, ...] = field(default_factory=lambda: tuple(TASKS))
+    interpolate: float = 1.0  # (c): the share of (b-2) in the encoder's weights
 
     @property
     def label(self) -> str:
@@ -116,18 +120,27 @@ class Run:
     def name(self) -> str:
         """The folder: ssl-IC, mtl-all, leave-one-out-IC, mtl-ASR+PR, transfer-IC-seed1-fold2...
 
-        With fewer than nine tasks a run that leaves one out says so: transfer-IC-of-ER+IC+KS.
+        With fewer than nine tasks a run that leaves one out says so: transfer-IC-of-ER+IC+KS. So
+        does a variant: transfer-IC-A0.5.
         """
         name = f"{self.scenario}-{self.label}"
         if self.left_out and self.universe != tuple(TASKS):
             name += f"-of-{'+'.join(self.universe)}"
+        for text in self.variant:
+            name += "-" + text.replace(" = ", "")
         name += f"-seed{self.seed}" if self.seed else ""
         return name + (f"-fold{self.fold}" if self.fold > 1 else "")
+
+    @property
+    def variant(self) -> list[str]:
+        """What the experiment varies on purpose, as names of rows have it: "A = 0.5"."""
+        return [f"A = {self.interpolate:g}"] if self.interpolate < 1 else []
 
     def leave_one_out(self, left_out: str) -> "Run":
         """Scenario (b-2) of the same universe, seed and fold: all tasks but one."""
         others = tuple(name for name in self.universe if name != left_out)
-        return replace(self, scenario="leave-one-out", tasks=others, left_out=left_out)
+        return replace(self, scenario="leave-one-out", tasks=others, left_out=left_out,
+                       interpolate=1.0)
 
     def prerequisites(self, heads: str) -> list["Run"]:
         """The runs that this one starts from: the heads of (a); for (c) also the encoder of (b-2).
@@ -160,6 +173,11 @@ def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1) 
     for part in ("mtl", "ssl", "leave-one-out", "transfer"):
         runs += scenario_runs(part, universe, universe, seed, fold)
     return runs
+
+
+def vary(run: Run, setting: Setting) -> Run:
+    """The run with what the setting varies on purpose, which its folder and its row name."""
+    return replace(run, interpolate=setting.interpolate) if run.scenario == "transfer" else run
 
 
 def with_prerequisites(runs: list[Run], heads: str, finished: Callable | None = None) -> list[Run]:
@@ -234,6 +252,7 @@ class RunConfig:
     setting: str
     encoder: str  # digest of the pretrained encoder (Inputs)
     encoder_run: str | None  # (c): the run whose finetuned encoder is used
+    interpolate: float  # (c): its share in the weights; the rest is the pretrained encoder's
     trains_encoder: bool
     feature_grad_mult: float  # 0: the convolutions are frozen
     hidden: dict[str, int]  # width of each head
@@ -262,7 +281,8 @@ class RunConfig:
     @property
     def run(self) -> Run:
         """The run of this configuration, which names its folder."""
-        return Run(self.scenario, self.tasks, self.left_out, self.seed, self.fold, self.universe)
+        return Run(self.scenario, self.tasks, self.left_out, self.seed, self.fold, self.universe,
+                   self.interpolate)
 
     def to_json(self) -> dict:
         """The configuration as JSON holds it: tuples become lists."""
@@ -287,7 +307,7 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
         universe=run.universe, seed=run.seed, fold=run.fold, setting=setting.name,
         encoder=inputs.encoder,
         encoder_run=run.leave_one_out(run.left_out).name if run.scenario == "transfer" else None,
-        trains_encoder=trains_encoder,
+        interpolate=run.interpolate, trains_encoder=trains_encoder,
         feature_grad_mult=setting.feature_grad_mult if trains_encoder else 0.0,
         encoder_lr=setting.encoder_lr or setting.mtl_lr if trains_encoder else None,
         freeze_layers=setting.freeze_layers if trains_encoder else 0, scale=setting.scale,
@@ -377,7 +397,22 @@ def is_small(source: str) -> bool:
 
 
 def load_run_encoder(config: RunConfig, source: str, runs: Path) -> Hubert:
-    """The encoder that a run starts from: (c) takes that of (b-2), all others a pretrained one."""
-    if config.encoder_run:
+    """The encoder that a run starts from: `source`, a pretrained one; in (c) that of (b-2).
+
+    With A = config.interpolate < 1, (c) takes A x (b-2) + (1 - A) x pretrained, weight by weight
+    (Speech-FT, Lin et al. 2025). Raises RunError if the pretrained weights are not the run's.
+    """
+    A = config.interpolate
+    if config.encoder_run and A == 1:
         return load_encoder(str(runs / config.encoder_run / "checkpoint.pt"))
-    return load_encoder(source)
+    encoder = load_encoder(source)
+    if encoder_digest(encoder) != config.encoder:
+        raise RunError(f"the weights of {source} changed since {config.run.name} was begun; put "
+                       "the old ones back, or train in a new --runs folder")
+    if config.encoder_run and A > 0:  # with A = 0 even the sign of -0.0 stays
+        finetuned = load_encoder(str(runs / config.encoder_run / "checkpoint.pt")).state_dict()
+        weights = {}
+        for name, pretrained in encoder.state_dict().items():
+            weights[name] = A * finetuned[name] + (1 - A) * pretrained
+        encoder.load_state_dict(weights)
+    return encoder

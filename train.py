@@ -50,7 +50,7 @@ from model import MultiTask, encoder_digest, load_encoder
 from options import TOY, Options, check_arguments, default_jobs, parse_arguments
 from results import print_results, read_results
 from scenarios import (Inputs, Run, RunConfig, Setting, build_model, in_stages,
-                       load_run_encoder, make_config, scenario_runs, with_prerequisites)
+                       load_run_encoder, make_config, scenario_runs, vary, with_prerequisites)
 from tasks import TASKS, constant_scores, read_corpus, summarise
 from weighting import loss_weights, pcgrad_backward, uncertainty_total
 
@@ -308,9 +308,6 @@ def read_corpora(config: RunConfig, options: Options) -> dict[str, dict[str, Cor
 def make_model(config: RunConfig, options: Options, train: dict[str, Corpus]) -> MultiTask:
     """The model of a run with its first weights; parts that are not trained are frozen."""
     encoder = load_run_encoder(config, options.encoder, options.runs)
-    if not config.encoder_run and encoder_digest(encoder) != config.encoder:
-        raise RunError(f"the weights of {options.encoder} changed while this command was running; "
-                       "start it again")
     classes = {name: corpus.classes for name, corpus in train.items()}
     model = build_model(config, encoder, classes)
     if config.heads == "ssl":
@@ -443,7 +440,8 @@ def run_command(args: argparse.Namespace, setting: Setting, options: Options) ->
     tasks = args.task or args.tasks  # --task: the tasks to treat; --tasks: all of the experiment
     runs = {}  # (seed, fold): runs
     for seed, fold in product(args.seed, args.fold):
-        runs[seed, fold] = scenario_runs(args.scenario, tasks, args.tasks, seed, fold)
+        found = scenario_runs(args.scenario, tasks, args.tasks, seed, fold)
+        runs[seed, fold] = [vary(run, setting) for run in found]
     with first_process_first():
         inputs = gather_inputs(sum(runs.values(), []), setting, options)
     if args.dry_run:

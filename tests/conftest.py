@@ -86,10 +86,11 @@ def refused(capsys):
 
 @pytest.fixture(scope="session")
 def workshop(root, tmp_path_factory) -> Path:
-    """A folder with runs/ and figures/: all 28 runs of Table 1, two steps each."""
+    """A folder with runs/ and figures/: all 28 runs of Table 1 and a variant, two steps each."""
     out = tmp_path_factory.mktemp("workshop")
-    folders = ("--runs", out / "runs", "--out", out / "figures")
-    call_train("--scenario", "all", "--data", root, *folders)
+    folders = ("--data", root, "--runs", out / "runs", "--out", out / "figures")
+    call_train("--scenario", "all", *folders)
+    call_train("--scenario", "transfer", "--task", "IC", "--interpolate", "0.5", *folders)
     return out
 
 
