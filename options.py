@@ -146,6 +146,9 @@ def check_arguments(args: argparse.Namespace, setting: Setting, options: Options
     if finetunes and setting.accumulate > 1 and setting.weighting != "sum":
         raise RunError(f"--accumulate {setting.accumulate}: --weighting {setting.weighting} needs "
                        "all losses of an update at once; leave one of the two out")
+    if args.scenario != "ssl" and setting.select != "last" and not setting.mtl_evaluate_every:
+        raise RunError(f"--select {setting.select} needs evaluations on dev during (b); add "
+                       "--mtl-evaluate-every N")
     rate = setting.encoder_lr or setting.mtl_lr
     if finetunes and rate >= 1e-3 and not args.yes_i_mean_it:
         if not is_small(setting.encoder):

@@ -202,8 +202,7 @@ def table_rows(cells: dict, tasks: list[str],
     marked = any(row.startswith(compared) for row in shown)
     rows = [heading]
     for row in shown:
-        universe = row[row.index(" of ") :] if " of " in row else " all"
-        baseline = cells.get(f"(b-1) MTL{universe}", {}) if row.startswith(compared) else {}
+        baseline = cells.get(baseline_of(row), {}) if row.startswith(compared) else {}
         texts = [row]
         for task, metric in columns:
             key = task.name, metric.name
@@ -213,6 +212,13 @@ def table_rows(cells: dict, tasks: list[str],
                 texts.append("X" if row.startswith(f"(b-2) all but {task.name}") else "—")
         rows.append(texts)
     return rows
+
+
+def baseline_of(row: str) -> str:
+    """The row (b-1) that a row is compared with: of the same tasks, with the same --select."""
+    tasks = row[row.index(" of ") :].split(",")[0] if " of " in row else " all"
+    selected = [part for part in row.split(", ") if part.startswith("select ")]
+    return ", ".join([f"(b-1) MTL{tasks}", *selected])
 
 
 def cell_text(metric: Metric, cell: tuple, baseline: tuple | None, marked: bool) -> str:
@@ -230,7 +236,7 @@ def row_order(row: str) -> tuple:
     """The place of a row: the constant answer, (a), (a+), (b-1), (b-2) in table order, (c)."""
     order = (CONSTANT, "(a)", "(a+)", "(b-1)", "(b-2)", "(c)")
     place = next(i for i, start in enumerate(order) if row.startswith(start))
-    left_out = row.removeprefix("(b-2) all but ").split()[0]
+    left_out = row.removeprefix("(b-2) all but ").split()[0].rstrip(",")
     return place, list(TASKS).index(left_out) if left_out in TASKS else 0, row
 
 

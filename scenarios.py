@@ -59,7 +59,11 @@ class Setting:
     accumulate: int = flag(1, MTL, "parts of an update, each of --mtl-batch utterances per task: "
                            "a large batch in little memory", least=1)
     mtl_evaluate_every: int | None = flag(None, MTL, "updates between two evaluations on dev, for "
-                                          "the log only", least=1, none="never")
+                                          "the log and --select", least=1, none="never")
+    select: str = flag("last", MTL, "the reported weights: of the last update (the paper), of the "
+                       "best evaluation on dev, or an average over the last evaluations",
+                       choices=("last", "dev", "average"))
+    average_last: int = flag(5, MTL, "evaluations that --select average averages", least=1)
     freeze_layers: int = flag(0, MTL, "transformer layers that stay frozen, from the first one on, "
                               "with everything below them", least=0)
     heads: str = flag("ssl", MTL, "where the heads of (b) and (c) start: those of (a), as in the "
@@ -107,6 +111,7 @@ class Run:
     seed: int = 0
     fold: int = 1
     universe: tuple[str, ...] = field(default_factory=lambda: tuple(TASKS))
+    select: str = "last"  # (b), and (c) on it: how (b) chooses its weights
     interpolate: float = 1.0  # (c): the share of (b-2) in the encoder's weights
 
     @property
@@ -121,20 +126,21 @@ class Run:
         """The folder: ssl-IC, mtl-all, leave-one-out-IC, mtl-ASR+PR, transfer-IC-seed1-fold2...
 
         With fewer than nine tasks a run that leaves one out says so: transfer-IC-of-ER+IC+KS. So
-        does a variant: transfer-IC-A0.5.
+        does a variant: transfer-IC-A0.5, mtl-all-select-dev.
         """
         name = f"{self.scenario}-{self.label}"
         if self.left_out and self.universe != tuple(TASKS):
             name += f"-of-{'+'.join(self.universe)}"
         for text in self.variant:
-            name += "-" + text.replace(" = ", "")
+            name += "-" + text.replace(" = ", "").replace(" ", "-")
         name += f"-seed{self.seed}" if self.seed else ""
         return name + (f"-fold{self.fold}" if self.fold > 1 else "")
 
     @property
     def variant(self) -> list[str]:
-        """What the experiment varies on purpose, as names of rows have it: "A = 0.5"."""
-        return [f"A = {self.interpolate:g}"] if self.interpolate < 1 else []
+        """What the experiment varies on purpose, as in names of rows: "select dev", "A = 0.5"."""
+        found = [f"select {self.select}"] if self.select != "last" else []
+        return found + ([f"A = {self.interpolate:g}"] if self.interpolate < 1 else [])
 
     def leave_one_out(self, left_out: str) -> "Run":
         """Scenario (b-2) of the same universe, seed and fold: all tasks but one."""
@@ -177,7 +183,10 @@ def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1) 
 
 def vary(run: Run, setting: Setting) -> Run:
     """The run with what the setting varies on purpose, which its folder and its row name."""
-    return replace(run, interpolate=setting.interpolate) if run.scenario == "transfer" else run
+    if run.scenario == "ssl":
+        return run
+    share = setting.interpolate if run.scenario == "transfer" else 1.0
+    return replace(run, select=setting.select, interpolate=share)
 
 
 def with_prerequisites(runs: list[Run], heads: str, finished: Callable | None = None) -> list[Run]:
@@ -272,7 +281,8 @@ class RunConfig:
     augment: bool  # SpecAugment
     time_mask_width: int  # frames
     evaluate_every: int | None  # updates between two evaluations on dev
-    select: str  # the reported checkpoint: the best on "dev", or the "last"
+    select: str  # the reported weights: the best on "dev", the "last", or an "average"
+    average_last: int | None  # evaluations that are averaged
     precision: str
     fixed_crops: tuple[str, ...]  # tasks that train on cached features of fixed crops
     data: dict[str, dict[str, str]]  # task -> split -> corpus digest
@@ -281,8 +291,11 @@ class RunConfig:
     @property
     def run(self) -> Run:
         """The run of this configuration, which names its folder."""
+        select = "last" if self.scenario == "ssl" else self.select
+        if self.scenario == "transfer":  # its own checkpoint is always the best on dev
+            select = self.built_on[self.encoder_run]["select"]
         return Run(self.scenario, self.tasks, self.left_out, self.seed, self.fold, self.universe,
-                   self.interpolate)
+                   select, self.interpolate)
 
     def to_json(self) -> dict:
         """The configuration as JSON holds it: tuples become lists."""
@@ -308,6 +321,7 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
         encoder=inputs.encoder,
         encoder_run=run.leave_one_out(run.left_out).name if run.scenario == "transfer" else None,
         interpolate=run.interpolate, trains_encoder=trains_encoder,
+        average_last=setting.average_last if numbers["select"] == "average" else None,
         feature_grad_mult=setting.feature_grad_mult if trains_encoder else 0.0,
         encoder_lr=setting.encoder_lr or setting.mtl_lr if trains_encoder else None,
         freeze_layers=setting.freeze_layers if trains_encoder else 0, scale=setting.scale,
@@ -346,7 +360,7 @@ def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> 
     return common | dict(lr=setting.mtl_lr, steps=scaled(setting.mtl_steps, setting),
                          warmup=scaled(setting.mtl_warmup, setting), batch=batch,
                          accumulate=setting.accumulate, evaluate_every=evaluate_every,
-                         select="last")  # Section 4.1
+                         select=run.select)  # in the paper the last (Section 4.1)
 
 
 def scaled(updates: int, setting: Setting) -> int:

@@ -16,6 +16,8 @@ Several GPUs:  torchrun --nproc_per_node 4 train.py --data DIR --scenario mtl
 """
 
 import argparse
+import math
+import operator
 import shlex
 import signal
 import sys
@@ -51,7 +53,7 @@ from options import TOY, Options, check_arguments, default_jobs, parse_arguments
 from results import print_results, read_results
 from scenarios import (Inputs, Run, RunConfig, Setting, build_model, in_stages,
                        load_run_encoder, make_config, scenario_runs, vary, with_prerequisites)
-from tasks import TASKS, constant_scores, read_corpus, summarise
+from tasks import TASKS, constant_scores, mean_log_error, read_corpus, summarise
 from weighting import loss_weights, pcgrad_backward, uncertainty_total
 
 
@@ -242,7 +244,7 @@ def prepare(config: RunConfig, options: Options) -> tuple[MultiTask, Data]:
 
 
 def evaluate_on_dev(session: Session, config: RunConfig, data: Data, options: Options) -> None:
-    """Score dev and log it. In (a) and (c), which have one task, keep the best head so far."""
+    """Score dev, log it, and keep the weights that may be reported (`keep_selected`)."""
     session.check_last_step()  # a model with NaN weights has no score
     rows = data.score("dev", session.model, options)
     session.model.train()
@@ -252,13 +254,29 @@ def evaluate_on_dev(session: Session, config: RunConfig, data: Data, options: Op
     for name in config.tasks:
         first = TASKS[name].metrics[0]
         shown.append(f"{name} {first.name} {metrics[name][first.name]:.1f}")
-        if config.select == "dev":
-            session.keep_if_best(metrics[name][first.name], first.better)
     session.show(dev=", ".join(shown))
+    keep_selected(session, config, metrics)
+
+
+def keep_selected(session: Session, config: RunConfig, metrics: dict) -> None:
+    """Keep the weights of this step if `config.select` may report them.
+
+    `metrics`: {task: {metric: percent}} on dev. "dev": one task, as in (a) and (c), has its best
+    first metric; several have the lowest `mean_log_error`. "average": the last evaluations.
+    """
+    if config.select == "dev" and len(config.tasks) == 1:
+        first = TASKS[config.tasks[0]].metrics[0]
+        session.keep_if_best(metrics[config.tasks[0]][first.name], first.better)
+    elif config.select == "dev":
+        session.keep_if_best(mean_log_error(metrics), operator.lt)
+    elif config.select == "average":
+        to_come = math.ceil((config.steps - session.step) / config.evaluate_every)
+        if to_come < config.average_last:
+            session.add_to_average()
 
 
 def test_and_save(session: Session, config: RunConfig, data: Data, options: Options) -> None:
-    """Take the best head, if dev was scored; save; score test; write result.json."""
+    """Take the selected weights; save; score test; write result.json."""
     state, seconds = session.finish(), session.seconds()
     if rank() == 0:
         rows = data.score("test", session.model, options)
@@ -466,7 +484,8 @@ def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, .
         print_results(read_results(options.runs), tasks)
     except RunError as error:  # an older run is damaged or differs; the new runs are complete
         say(f"note: no table: {error}")
-    if args.scenario == "all" and 1 in args.fold:  # the graphs compare runs of fold 1
+    # The graphs compare runs of fold 1 that report the last step.
+    if args.scenario == "all" and 1 in args.fold and args.select in (None, "last"):
         seeds = [str(seed) for seed in args.seed]
         graphs.main(["--runs", str(options.runs), "--out", str(options.out), "--tasks", *args.tasks,
                      "--seed", *seeds])

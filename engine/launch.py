@@ -89,6 +89,13 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values / dist.get_world_size()
 
 
+def copy_from_first(model: torch.nn.Module) -> None:
+    """Give all processes the weights of the first one."""
+    if dist.is_initialized():
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """A list that collects Ctrl-C and SIGTERM (Slurm sends it first), so that a loop can save."""

@@ -1,10 +1,10 @@
 """The state of one run during training: its step, log, checkpoints, signals and progress bar.
 
 A resumed run gives bit-identical weights to an uninterrupted one (on a CPU). checkpoint.pt holds
-the weights, Adam's state, the best head so far, and the number of threads, which decides rounding.
-Batches follow from (seed, step), masks and dropout from (seed, step, rank), the learning rate from
-the step. On resume, log lines after the checkpoint's step are removed. A frozen encoder is not
-saved: it is loaded again.
+the weights, Adam's state, the best or averaged weights so far, and the number of threads, which
+decides rounding. Batches follow from (seed, step), masks and dropout from (seed, step, rank), the
+learning rate from the step. On resume, log lines after the checkpoint's step are removed. A frozen
+encoder is not saved: it is loaded again.
 """
 
 import json
@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.launch import (any_rank, mean_over_ranks, progress, rank, say, wait_for_all,
-                           world_size)
+from engine.launch import (any_rank, copy_from_first, mean_over_ranks, progress, rank, say,
+                           wait_for_all, world_size)
 from engine.runs import RunError, load_checkpoint, read_log, save_checkpoint, save_json_lines
 
 
@@ -54,7 +54,8 @@ class Session:
         self.steps, self.save_every, self.log_every = steps, save_every, log_every
         self.quiet = quiet or rank() > 0
         self.step = 0
-        self.best = None  # {"value", "step", "model"} of the best evaluation on dev
+        # {"value", "step", "model"} of the best evaluation on dev, or of an average of "value" many
+        self.best = None
         self.last_step = None  # a StepValues that was not checked yet
         self.shown = {}  # figures in the progress bar
         self.bar, self.log = None, None
@@ -116,9 +117,19 @@ class Session:
                            "new --runs folder (a checkpoint, if there is one, is older)")
 
     def keep_if_best(self, value: float, better) -> None:
-        """Keep a copy of the weights without the encoder's if `value` beats the best so far."""
+        """Keep a copy of the weights if `value` beats the best so far."""
         if self.best is None or better(value, self.best["value"]):
-            self.best = {"value": value, "step": self.step, "model": self._non_encoder_weights()}
+            self.best = {"value": value, "step": self.step, "model": self._trained_weights()}
+
+    def add_to_average(self) -> None:
+        """Keep the average of the weights at this step and at all earlier calls."""
+        weights, count = self._trained_weights(), 1
+        if self.best:
+            count = self.best["value"] + 1
+            for name, mean in self.best["model"].items():
+                mean = mean.to(weights[name].device)  # a resumed run has read it on the CPU
+                weights[name] = mean + (weights[name] - mean) / count  # exact for equal weights
+        self.best = {"value": count, "step": self.step, "model": weights}
 
     def show(self, **figures: str) -> None:
         """Show figures beside the progress bar."""
@@ -148,9 +159,14 @@ class Session:
             raise KeyboardInterrupt(f"{self.folder.name}: stopped after step {self.step} and saved")
 
     def finish(self) -> dict:
-        """Load the best weights, if dev was scored. Save without Adam's state, and return that."""
+        """Load the best weights, if there are any. Save without Adam's state, and return that.
+
+        Only the first process scores dev, so all others receive its weights.
+        """
         if self.best:
-            self.model.load_state_dict(self.best["model"], strict=False)  # it has no encoder
+            self.model.load_state_dict(self.best["model"], strict=False)  # no frozen encoder in it
+            self.best["model"] = self._non_encoder_weights()  # `save` writes the encoder once
+        copy_from_first(self.model)
         self.log.close()
         return self.save()
 
@@ -165,6 +181,14 @@ class Session:
             save_checkpoint(self.folder, state)
         wait_for_all()  # torchrun kills all processes soon after the first one ends
         return state
+
+    def _trained_weights(self) -> dict[str, torch.Tensor]:
+        """A copy of all weights but those of a frozen encoder."""
+        weights = self._non_encoder_weights()
+        if not self.model.encoder.frozen:
+            for name, tensor in self.model.encoder.state_dict().items():
+                weights[f"encoder.{name}"] = tensor.clone()
+        return weights
 
     def _non_encoder_weights(self) -> dict[str, torch.Tensor]:
         """A copy of the weights of everything but the encoder."""
