@@ -35,6 +35,9 @@ class Options:
     cache_gb: float = flag(50.0, FILES, "room for the cached features of one corpus, GB", least=0)
     save_every: int = flag(1_000, FILES, "updates between two checkpoints", least=1)
     log_every: int = flag(100, FILES, "updates between two lines of log.jsonl", least=1)
+    affinity_every: int | None = flag(None, FILES, "updates of mtl between two lines of log.jsonl "
+                                      "with cosines between the gradients of tasks", least=1,
+                                      none="never")
     workers: int = flag(4, MACHINE, "processes that read audio ahead", least=0)
     device: str = flag("cuda" if torch.cuda.is_available() else "cpu", MACHINE, "where to compute",
                        choices=("cuda", "cpu"))

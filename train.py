@@ -54,7 +54,7 @@ from results import print_results, read_results
 from scenarios import (Inputs, Run, RunConfig, Setting, build_model, in_stages,
                        load_run_encoder, make_config, scenario_runs, vary, with_prerequisites)
 from tasks import TASKS, constant_scores, mean_log_error, read_corpus, summarise
-from weighting import loss_weights, pcgrad_backward, uncertainty_total
+from weighting import loss_weights, pcgrad_backward, shared_gradients, uncertainty_total
 
 
 RESUME_HINT = "; the same command continues from the last checkpoint"
@@ -89,7 +89,7 @@ def freeze(model, config: RunConfig) -> None:
 
 
 def training_loop(session: Session, network, model: MultiTask, config: RunConfig, batches,
-                  evaluate: Callable) -> None:
+                  evaluate: Callable, affinity_every: int | None = None) -> None:
     """Train until the last step.
 
     `network(batches, random_key)` returns the losses; it is the model or its DDP wrapper. Each
@@ -104,6 +104,9 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
             scale = lr_scale(session.step, config.warmup, config.steps)
             for group in session.optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * scale
+            if affinity_every and (session.step + 1) % affinity_every == 0:
+                cosines = measure_affinity(model, config, session.step, parts)
+                session.write_log({"step": session.step + 1, "affinity": cosines})
             losses = backward(network, model, config, session.step, parts)
             gradient_norm = torch.nn.utils.clip_grad_norm_(trainable, config.clip)
             session.optimizer.step()
@@ -123,12 +126,9 @@ def backward(network, model: MultiTask, config: RunConfig, step: int,
 
     In the paper, the loss is the plain sum over the tasks (`weighting` "sum").
     """
-    weights = loss_weights(model, parts)
     losses = dict.fromkeys(parts[0], 0.0)
-    for number, batches in enumerate(parts):
-        # Masks and dropout follow from this key, so a resumed run draws the same ones.
-        random_key = (config.seed, step, rank() + number * world_size())
-        forward = partial(weighted_losses, network, config, random_key, weights[number])
+    passes = forward_passes(network, model, config, step, parts)
+    for number, (forward, batches) in enumerate(zip(passes, parts)):
         with averaging(network, number == len(parts) - 1):
             if config.weighting == "pcgrad":
                 found = pcgrad_backward(forward, batches, model, config.seed * config.steps + step)
@@ -143,6 +143,17 @@ def backward(network, model: MultiTask, config: RunConfig, step: int,
     return losses
 
 
+def forward_passes(network, model: MultiTask, config: RunConfig, step: int,
+                   parts: list[dict]) -> list[Callable]:
+    """`weighted_losses` for each part of an update, as a function of its batches."""
+    passes = []
+    for number, weights in enumerate(loss_weights(model, parts)):
+        # Masks and dropout follow from this key, so a resumed run draws the same ones.
+        random_key = (config.seed, step, rank() + number * world_size())
+        passes.append(partial(weighted_losses, network, config, random_key, weights))
+    return passes
+
+
 def weighted_losses(network, config: RunConfig, random_key: tuple, weights: dict[str, float],
                     batches: dict) -> dict[str, Tensor]:
     """A forward pass of some tasks: {task: batch} -> {task: loss times its weight}."""
@@ -150,6 +161,25 @@ def weighted_losses(network, config: RunConfig, random_key: tuple, weights: dict
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         losses = network(batches, random_key)  # {task: scalar}
     return {task: loss * weights[task] for task, loss in losses.items()}
+
+
+def measure_affinity(model: MultiTask, config: RunConfig, step: int,
+                     parts: list[dict]) -> dict[str, dict[str, float]]:
+    """The cosine between the gradients of each two tasks on the shared weights, for one update.
+
+    {task: {task: cosine}}. Nothing else changes: no gradient is left, and each update seeds its own
+    random numbers. DDP takes no part in it: `shared_gradients` averages over processes.
+    """
+    gradients = 0.0
+    for forward, batches in zip(forward_passes(model, model, config, step, parts), parts):
+        gradients = gradients + shared_gradients(forward, batches, model)[1]
+    model.zero_grad()
+    products = gradients @ gradients.T  # (tasks, tasks)
+    lengths = products.diag().sqrt().clamp(min=1e-30)
+    affinity = {}
+    for task, row in zip(parts[0], (products / lengths / lengths[:, None]).tolist()):
+        affinity[task] = {other: round(cosine, 4) for other, cosine in zip(parts[0], row)}
+    return affinity
 
 
 def averaging(network, last: bool) -> AbstractContextManager:
@@ -214,7 +244,8 @@ def train(config: RunConfig, options: Options) -> None:
             optimizer.zero_grad()
             session.write_log({"step": 0, "threads": torch.get_num_threads()})
         evaluate = partial(evaluate_on_dev, session, config, data, options)
-        training_loop(session, network, model, config, batches, evaluate)
+        affinity_every = options.affinity_every if config.scenario == "mtl" else None
+        training_loop(session, network, model, config, batches, evaluate, affinity_every)
         test_and_save(session, config, data, options)
     finally:
         torch.set_num_threads(threads)

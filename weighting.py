@@ -53,37 +53,55 @@ def uncertainty_total(losses: dict[str, Tensor], log_sigma: Tensor) -> Tensor:
 def pcgrad_backward(forward: Callable, batches: dict, model, key: int) -> dict[str, Tensor]:
     """Gradient surgery (PCGrad, Yu et al. 2020): a forward and a backward pass for each task.
 
-    `forward({task: batch})` returns {task: loss}. A task has a forward pass of its own, because the
-    backward pass of one loss of a common forward pass would go through the frames of all tasks.
     Fills `.grad` of every trained parameter of `model`, a MultiTask, and returns the losses. Heads
     get the gradient of their loss. Shared parameters get the result of `combine_conflicting`. Its
     random order follows from `key`, which must be the same in all processes.
     """
+    losses, task_gradients = shared_gradients(forward, batches, model)
+    if dist.is_initialized():
+        for parameter in model.heads.parameters():
+            if parameter.requires_grad:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
+    # They are averaged over processes, so only conflicts between tasks are projected.
+    total = combine_conflicting(task_gradients, torch.Generator().manual_seed(key))
+    shared = shared_parameters(model)
+    for parameter, gradient in zip(shared, total.split([p.numel() for p in shared])):
+        parameter.grad = gradient.view_as(parameter)
+    return losses
+
+
+def shared_parameters(model) -> list[Tensor]:
+    """The trained parameters that all tasks share: of the encoder, and the layer weights."""
     shared = [*model.encoder.parameters(), *model.layer_sum.parameters()]
-    shared = [p for p in shared if p.requires_grad]
-    losses, shared_gradients = {}, []
+    return [p for p in shared if p.requires_grad]
+
+
+def shared_gradients(forward: Callable, batches: dict,
+                     model) -> tuple[dict[str, Tensor], Tensor]:
+    """The losses {task: scalar} and their gradients (tasks, shared parameters).
+
+    `forward({task: batch})` returns {task: loss}. A task has a forward pass of its own, because the
+    backward pass of one loss of a common forward pass would go through the frames of all tasks.
+    The gradients are averaged over processes. Those of the heads stay in `.grad`, not averaged.
+    """
+    losses, rows = {}, []
     for task, batch in batches.items():
         loss = forward({task: batch})[task]
         loss.backward()
         losses[task] = loss.detach()
         flat = []
-        for parameter in shared:
+        for parameter in shared_parameters(model):
             gradient, parameter.grad = parameter.grad, None
             if gradient is None:  # the task does not use this parameter
                 gradient = torch.zeros_like(parameter)
             flat.append(gradient.flatten())
-        shared_gradients.append(torch.cat(flat))
-    shared_gradients = torch.stack(shared_gradients)  # (tasks, shared parameters)
+        rows.append(torch.cat(flat))
+    gradients = torch.stack(rows)
     if dist.is_initialized():
-        # We average over processes first, so only conflicts between tasks are projected.
-        head_gradients = [p.grad for p in model.heads.parameters() if p.requires_grad]
-        for tensor in (shared_gradients, *head_gradients):
-            dist.all_reduce(tensor)
-            tensor /= dist.get_world_size()
-    total = combine_conflicting(shared_gradients, torch.Generator().manual_seed(key))
-    for parameter, gradient in zip(shared, total.split([p.numel() for p in shared])):
-        parameter.grad = gradient.view_as(parameter)
-    return losses
+        dist.all_reduce(gradients)
+        gradients /= dist.get_world_size()
+    return losses, gradients
 
 
 def combine_conflicting(task_gradients: Tensor, generator: torch.Generator) -> Tensor:

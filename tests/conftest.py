@@ -89,7 +89,7 @@ def workshop(root, tmp_path_factory) -> Path:
     """A folder with runs/ and figures/: all 28 runs of Table 1 and a variant, two steps each."""
     out = tmp_path_factory.mktemp("workshop")
     folders = ("--data", root, "--runs", out / "runs", "--out", out / "figures")
-    call_train("--scenario", "all", *folders)
+    call_train("--scenario", "all", "--affinity-every", "1", *folders)
     call_train("--scenario", "transfer", "--task", "IC", "--interpolate", "0.5", *folders)
     return out
 

@@ -23,7 +23,7 @@ from engine.runs import load_checkpoint, save_result
 from model import TINY, MultiTask, load_encoder, random_encoder
 from scenarios import SETTINGS, Run, in_stages, make_config, scenario_runs, with_prerequisites
 from tasks import TASKS
-from train import backward
+from train import backward, measure_affinity
 from weighting import pcgrad_backward
 
 
@@ -320,7 +320,7 @@ def _gradients(rank: int, world: int, parts: int, port: int, root: str, out: str
     """One process of `world`: the gradient of one update over all processes, without dropout.
 
     Each process reads its share in `parts` parts. The cases are MTL and each task with a frozen
-    encoder.
+    encoder. The affinities of MTL come first, which must leave no trace in its gradient.
     """
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -341,7 +341,10 @@ def _gradients(rank: int, world: int, parts: int, port: int, root: str, out: str
         net = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
         streams = {name: Stream(corpora[name], 4, 0) for name in names}
         config = make_config(Run("mtl", tuple(names)), SETTINGS["tiny"], INPUTS)
-        backward(net, model, config, 1, Steps(streams, rank, world, parts)[1])
+        batches = Steps(streams, rank, world, parts)[1]
+        if case == "MTL":
+            found["affinity"] = measure_affinity(model, config, 1, batches)
+        backward(net, model, config, 1, batches)
         found[case] = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
     if rank == 0:
         torch.save(found, out)
@@ -371,6 +374,14 @@ def test_processes_and_parts_that_share_a_batch_have_the_gradient_of_the_whole(
     largest = max(gradient.abs().max() for gradient in whole.values())
     for key in whole:
         assert (whole[key] - shared[key]).abs().max() <= 2e-6 * largest, key
+
+
+@pytest.mark.parametrize("processes, parts", [(2, 1), (1, 4), (2, 2)])
+def test_processes_and_parts_have_the_affinities_of_the_whole(gradients, processes, parts):
+    whole, shared = gradients[1, 1]["affinity"], gradients[processes, parts]["affinity"]
+    assert whole.keys() == set(TASKS)
+    for task, cosines in whole.items():
+        assert cosines[task] == 1 and shared[task] == pytest.approx(cosines, abs=2e-4)
 
 
 def test_gradient_surgery_leaves_no_conflict_of_two_tasks(root):

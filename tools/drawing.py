@@ -1,6 +1,7 @@
 """The pictures of graphs.py: Fig. 2 (fig2.svg, fig2.png, *.dot) and all changes.
 
 changes.png has them with their intervals, sorted; matrix.png as in Table 1, source by target.
+affinity.png has the cosines between the gradients of the tasks.
 """
 
 import json
@@ -210,6 +211,27 @@ def matrix_legend(changes: list[Change]) -> list:
         handles.append(Rectangle((0, 0), 1, 1, fill=False, edgecolor="black", linewidth=1.6,
                                  label=significant))
     return handles
+
+
+def draw_affinity(cosines: np.ndarray, tasks: list[str], title: str) -> Figure:
+    """The mean cosine between the gradients of each two tasks: cosines (tasks, tasks)."""
+    size = len(tasks)
+    figure = Figure(figsize=(max(5, 1.6 + 0.55 * size), 1.4 + 0.45 * size), layout="constrained")
+    axes = figure.subplots()
+    others = np.where(np.eye(size, dtype=bool), np.nan, cosines)
+    largest = np.nanmax(np.abs(others))
+    image = axes.imshow(others, cmap="RdBu", vmin=-largest, vmax=largest)
+    for y in range(size):
+        for x in range(size):
+            if x != y:
+                strong = abs(cosines[y, x]) > 0.6 * largest
+                axes.text(x, y, f"{cosines[y, x]:.2f}", ha="center", va="center", fontsize=7,
+                          color="white" if strong else DARK)
+    axes.set_xticks(range(size), tasks)
+    axes.set_yticks(range(size), tasks)
+    figure.colorbar(image, label="cosine between gradients")
+    axes.set_title(title, fontsize=8)
+    return figure
 
 
 def dot(graph: str, edges: list[Edge], tasks: list[str]) -> str:
