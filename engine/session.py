@@ -119,11 +119,12 @@ class Session:
     def keep_if_best(self, value: float, better) -> None:
         """Keep a copy of the weights if `value` beats the best so far."""
         if self.best is None or better(value, self.best["value"]):
-            self.best = {"value": value, "step": self.step, "model": self._trained_weights()}
+            weights = self._weights(with_encoder=not self.model.encoder.frozen)
+            self.best = {"value": value, "step": self.step, "model": weights}
 
     def add_to_average(self) -> None:
         """Keep the average of the weights at this step and at all earlier calls."""
-        weights, count = self._trained_weights(), 1
+        weights, count = self._weights(with_encoder=not self.model.encoder.frozen), 1
         if self.best:
             count = self.best["value"] + 1
             for name, mean in self.best["model"].items():
@@ -165,7 +166,7 @@ class Session:
         """
         if self.best:
             self.model.load_state_dict(self.best["model"], strict=False)  # no frozen encoder in it
-            self.best["model"] = self._non_encoder_weights()  # `save` writes the encoder once
+            self.best["model"] = self._weights(with_encoder=False)  # `save` writes the encoder once
         copy_from_first(self.model)
         self.log.close()
         return self.save()
@@ -173,7 +174,7 @@ class Session:
     def save(self, **more) -> dict:
         """Write checkpoint.pt and return its content. Raises RunError as `check_last_step` does."""
         self.check_last_step()
-        state = {"step": self.step, "model": self._non_encoder_weights(), "best": self.best,
+        state = {"step": self.step, "model": self._weights(with_encoder=False), "best": self.best,
                  "seconds": self.seconds(), "threads": torch.get_num_threads(), **more}
         if not self.model.encoder.frozen:
             state["encoder"] = self.model.encoder.checkpoint()
@@ -182,18 +183,10 @@ class Session:
         wait_for_all()  # torchrun kills all processes soon after the first one ends
         return state
 
-    def _trained_weights(self) -> dict[str, torch.Tensor]:
-        """A copy of all weights but those of a frozen encoder."""
-        weights = self._non_encoder_weights()
-        if not self.model.encoder.frozen:
-            for name, tensor in self.model.encoder.state_dict().items():
-                weights[f"encoder.{name}"] = tensor.clone()
-        return weights
-
-    def _non_encoder_weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights of everything but the encoder."""
+    def _weights(self, with_encoder: bool) -> dict[str, torch.Tensor]:
+        """A copy of all weights, with or without those of the encoder."""
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()
-                if not name.startswith("encoder.")}
+                if with_encoder or not name.startswith("encoder.")}
 
 
 def restore(model: nn.Module, folder: Path) -> dict:
