@@ -22,7 +22,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -33,7 +33,6 @@ if __name__ == "__main__":  # Ctrl-C during the imports ends the program without
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import graphs
@@ -54,7 +53,7 @@ from results import print_results, read_results
 from scenarios import (Inputs, Run, RunConfig, Setting, build_model, in_stages,
                        load_run_encoder, make_config, scenario_runs, vary, with_prerequisites)
 from tasks import TASKS, constant_scores, mean_log_error, read_corpus, summarise
-from weighting import loss_weights, pcgrad_backward, shared_gradients, uncertainty_total
+from weighting import backward, measure_affinity
 
 
 RESUME_HINT = "; the same command continues from the last checkpoint"
@@ -118,75 +117,6 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
             if evaluation_is_due(session.step, config):
                 evaluate()
             session.save_when_due(signals)
-
-
-def backward(network, model: MultiTask, config: RunConfig, step: int,
-             parts: list[dict]) -> dict[str, Tensor]:
-    """Compute the gradients of one update, and return the losses of its batches {task: scalar}.
-
-    In the paper, the loss is the plain sum over the tasks (`weighting` "sum").
-    """
-    losses = dict.fromkeys(parts[0], 0.0)
-    passes = forward_passes(network, model, config, step, parts)
-    for number, (forward, batches) in enumerate(zip(passes, parts)):
-        with averaging(network, number == len(parts) - 1):
-            if config.weighting == "pcgrad":
-                found = pcgrad_backward(forward, batches, model, config.seed * config.steps + step)
-            elif config.weighting == "uncertainty":
-                found = forward(batches)
-                uncertainty_total(found, model.log_sigma).backward()
-            else:
-                found = forward(batches)
-                sum(found.values()).backward()
-        for task, loss in found.items():
-            losses[task] = losses[task] + loss.detach()
-    return losses
-
-
-def forward_passes(network, model: MultiTask, config: RunConfig, step: int,
-                   parts: list[dict]) -> list[Callable]:
-    """`weighted_losses` for each part of an update, as a function of its batches."""
-    passes = []
-    for number, weights in enumerate(loss_weights(model, parts)):
-        # Masks and dropout follow from this key, so a resumed run draws the same ones.
-        random_key = (config.seed, step, rank() + number * world_size())
-        passes.append(partial(weighted_losses, network, config, random_key, weights))
-    return passes
-
-
-def weighted_losses(network, config: RunConfig, random_key: tuple, weights: dict[str, float],
-                    batches: dict) -> dict[str, Tensor]:
-    """A forward pass of some tasks: {task: batch} -> {task: loss times its weight}."""
-    device, bf16 = next(network.parameters()).device, config.precision == "bf16"
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        losses = network(batches, random_key)  # {task: scalar}
-    return {task: loss * weights[task] for task, loss in losses.items()}
-
-
-def measure_affinity(model: MultiTask, config: RunConfig, step: int,
-                     parts: list[dict]) -> dict[str, dict[str, float]]:
-    """The cosine between the gradients of each two tasks on the shared weights, for one update.
-
-    {task: {task: cosine}}. Nothing else changes: no gradient is left, and each update seeds its own
-    random numbers. DDP takes no part in it: `shared_gradients` averages over processes.
-    """
-    gradients = 0.0
-    for forward, batches in zip(forward_passes(model, model, config, step, parts), parts):
-        gradients = gradients + shared_gradients(forward, batches, model)[1]
-    model.zero_grad()
-    products = gradients @ gradients.T  # (tasks, tasks)
-    lengths = products.diag().sqrt().clamp(min=1e-30)
-    affinity = {}
-    for task, row in zip(parts[0], (products / lengths / lengths[:, None]).tolist()):
-        affinity[task] = {other: round(cosine, 4) for other, cosine in zip(parts[0], row)}
-    return affinity
-
-
-def averaging(network, last: bool) -> AbstractContextManager:
-    """DDP averages the gradients over processes; once per update, with its last part, is enough."""
-    if last or not isinstance(network, DistributedDataParallel):
-        return nullcontext()
-    return network.no_sync()
 
 
 def evaluation_is_due(step: int, config: RunConfig) -> bool:

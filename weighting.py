@@ -1,4 +1,4 @@
-"""How the losses of the parts and tasks of an update become one gradient.
+"""How the losses of the tasks and parts of an update become one gradient.
 
 The paper adds the losses of the tasks. train.py --weighting has two alternatives, which the paper
 cites (Section 1) and the released code has. Shared parameters: the encoder and the layer weights.
@@ -6,10 +6,67 @@ All others belong to one head. DIFFERS marks a deviation from the authors' relea
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.launch import rank, world_size
+from model import MultiTask
+from scenarios import RunConfig
+
+
+def backward(network, model: MultiTask, config: RunConfig, step: int,
+             parts: list[dict]) -> dict[str, Tensor]:
+    """Compute the gradients of one update, and return the losses of its batches {task: scalar}.
+
+    In the paper, the loss is the plain sum over the tasks (`weighting` "sum").
+    """
+    losses = dict.fromkeys(parts[0], 0.0)
+    passes = forward_passes(network, model, config, step, parts)
+    for number, (forward, batches) in enumerate(zip(passes, parts)):
+        with averaging(network, number == len(parts) - 1):
+            if config.weighting == "pcgrad":
+                found = pcgrad_backward(forward, batches, model, config.seed * config.steps + step)
+            elif config.weighting == "uncertainty":
+                found = forward(batches)
+                uncertainty_total(found, model.log_sigma).backward()
+            else:
+                found = forward(batches)
+                sum(found.values()).backward()
+        for task, loss in found.items():
+            losses[task] = losses[task] + loss.detach()
+    return losses
+
+
+def forward_passes(network, model: MultiTask, config: RunConfig, step: int,
+                   parts: list[dict]) -> list[Callable]:
+    """`weighted_losses` for each part of an update, as a function of its batches."""
+    passes = []
+    for number, weights in enumerate(loss_weights(model, parts)):
+        # Masks and dropout follow from this key, so a resumed run draws the same ones.
+        random_key = (config.seed, step, rank() + number * world_size())
+        passes.append(partial(weighted_losses, network, config, random_key, weights))
+    return passes
+
+
+def weighted_losses(network, config: RunConfig, random_key: tuple, weights: dict[str, float],
+                    batches: dict) -> dict[str, Tensor]:
+    """A forward pass of some tasks: {task: batch} -> {task: loss times its weight}."""
+    device, bf16 = next(network.parameters()).device, config.precision == "bf16"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        losses = network(batches, random_key)  # {task: scalar}
+    return {task: loss * weights[task] for task, loss in losses.items()}
+
+
+def averaging(network, last: bool) -> AbstractContextManager:
+    """DDP averages the gradients over processes; once per update, with its last part, is enough."""
+    if last or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
 
 
 def loss_weights(model, parts: list[dict]) -> list[dict]:
@@ -34,6 +91,9 @@ def loss_weights(model, parts: list[dict]) -> list[dict]:
         weights.append({task: own * processes / total
                         for task, own, total in zip(part, own_terms, totals)})
     return weights
+
+
+# Two alternatives to the sum
 
 
 def uncertainty_total(losses: dict[str, Tensor], log_sigma: Tensor) -> Tensor:
@@ -124,3 +184,25 @@ def combine_conflicting(task_gradients: Tensor, generator: torch.Generator) -> T
             if j != i and dot_product < 0:
                 weights[i, j] -= dot_product / products[j, j]
     return weights.sum(0).to(task_gradients) @ task_gradients
+
+
+# What the gradients of the tasks have in common
+
+
+def measure_affinity(model: MultiTask, config: RunConfig, step: int,
+                     parts: list[dict]) -> dict[str, dict[str, float]]:
+    """The cosine between the gradients of each two tasks on the shared weights, for one update.
+
+    {task: {task: cosine}}. Nothing else changes: no gradient is left, and each update seeds its own
+    random numbers. DDP takes no part in it: `shared_gradients` averages over processes.
+    """
+    gradients = 0.0
+    for forward, batches in zip(forward_passes(model, model, config, step, parts), parts):
+        gradients = gradients + shared_gradients(forward, batches, model)[1]
+    model.zero_grad()
+    products = gradients @ gradients.T  # (tasks, tasks)
+    lengths = products.diag().sqrt().clamp(min=1e-30)
+    affinity = {}
+    for task, row in zip(parts[0], (products / lengths / lengths[:, None]).tolist()):
+        affinity[task] = {other: round(cosine, 4) for other, cosine in zip(parts[0], row)}
+    return affinity

@@ -23,8 +23,7 @@ from engine.runs import load_checkpoint, save_result
 from model import TINY, MultiTask, load_encoder, random_encoder
 from scenarios import SETTINGS, Run, in_stages, make_config, scenario_runs, with_prerequisites
 from tasks import TASKS
-from train import backward, measure_affinity
-from weighting import pcgrad_backward
+from weighting import backward, measure_affinity, pcgrad_backward
 
 
 

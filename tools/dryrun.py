@@ -32,7 +32,8 @@ from scenarios import (
     make_config,
     with_prerequisites,
 )
-from train import backward, freeze, make_optimizer
+from train import freeze, make_optimizer
+from weighting import backward
 
 ENCODED = 4  # utterances of each task that the frozen encoder encodes
 KINDS = {"mtl": "all at once", "leave-one-out": "all at once", "control": "all, frozen"}
