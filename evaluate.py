@@ -6,6 +6,7 @@
     python evaluate.py --confusion              # figures/confusion.png: which class for which
     python evaluate.py --layers                 # figures/layers.png: hidden states of each task
     python evaluate.py --curves                 # figures/curves.png: losses and dev scores
+    python evaluate.py --interpolation          # figures/interpolation.png: (c) over A
 """
 
 import argparse
@@ -24,7 +25,7 @@ from engine.runs import (FORMAT, RunError, file_digest, load_checkpoint, read_co
                          save_json_lines, save_result, weights_digest)
 from engine.session import restore
 from metrics import eer_threshold
-from model import Hubert, MultiTask, encoder_digest, load_encoder
+from model import Hubert, MultiTask, load_encoder
 from results import check_comparable, print_results, read_results, table_cells
 from scenarios import RunConfig, build_model, load_config, load_run_encoder
 from tasks import TASKS, read_corpus, score, summarise
@@ -149,16 +150,12 @@ def load_trained_encoder(folder: Path, config: RunConfig) -> Hubert:
     if config.trains_encoder:
         return load_encoder(str(folder / "checkpoint.pt"))
     saved = read_config(folder)
-    source = saved["recorded"]["encoder"]
-    encoder = load_run_encoder(config, source, folder.parent)
+    encoder = load_run_encoder(config, saved["recorded"]["encoder"], folder.parent)
     if config.encoder_run:
         source = folder.parent / config.encoder_run
         before = saved["built_on_weights"].get(config.encoder_run)
-        now = weights_digest(load_checkpoint(source))
-    else:
-        before, now = config.encoder, encoder_digest(encoder)
-    if now != before:
-        raise RunError(f"the weights of {source} changed since {folder} was trained")
+        if weights_digest(load_checkpoint(source)) != before:
+            raise RunError(f"the weights of {source} changed since {folder} was trained")
     return encoder
 
 
@@ -184,13 +181,16 @@ def main() -> None:
                         help="plot which hidden states the heads use")
     parser.add_argument("--curves", action="store_true",
                         help="plot losses and dev scores during training")
+    parser.add_argument("--interpolation", action="store_true",
+                        help="plot scores of (c) over A (train.py --interpolate A)")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the plots")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
-    of_all_runs = args.table or args.summary or args.confusion or args.layers or args.curves
+    of_all_runs = (args.table or args.summary or args.confusion or args.layers or args.curves
+                   or args.interpolation)
     if not (args.run or of_all_runs):
-        parser.error("nothing to do: give --run, --table, --summary, --confusion, --layers or "
-                     "--curves")
+        parser.error("nothing to do: give --run, --table, --summary, --confusion, --layers, "
+                     "--curves or --interpolation")
     if args.paper and not args.summary:
         parser.error("--paper goes with --summary")
     with friendly_errors(args.debug):
@@ -203,9 +203,9 @@ def main() -> None:
 def show_results(args: argparse.Namespace) -> None:
     """The table and the plots of all finished runs. Raises RunError if there is none."""
     from tools.plots import plot_curves, plot_layers, save_plot
-    from tools.scores import plot_confusion, plot_summary
+    from tools.scores import plot_confusion, plot_interpolation, plot_summary
 
-    results = [result for result in read_results(args.runs) if result.metrics]  # not ssl-masked
+    results = read_results(args.runs)
     if not results:
         raise RunError(f"no finished run in {args.runs}; python train.py makes one")
     check_comparable(results)
@@ -225,6 +225,8 @@ def show_results(args: argparse.Namespace) -> None:
         save_plot(plot_layers(results), args.out / "layers.png")
     if args.curves:
         save_plot(plot_curves(results), args.out / "curves.png")
+    if args.interpolation:
+        save_plot(plot_interpolation(results), args.out / "interpolation.png")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,11 @@ an edge is solid if it is a discovery at a false discovery rate of 10 %. All oth
 
 Writes edges.json, improvement.dot, hurt.dot, fig2.svg, fig2.png, and all changes: changes.png with
 their intervals, matrix.png as in Table 1. Shapes: K seeds, n utterances or trials.
+
+    python graphs.py --affinity --runs runs --out figures   # affinity.png
+
+compares the changes with the cosines between the gradients of the tasks in (b-1) (train.py
+--affinity-every).
 """
 
 import argparse
@@ -27,8 +32,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.launch import friendly_errors
-from engine.runs import RunError
-from engine.statistics import benjamini_hochberg, benjamini_yekutieli, paired_t_test
+from engine.runs import RunError, read_log
+from engine.statistics import benjamini_hochberg, benjamini_yekutieli, paired_t_test, spearman
 from metrics import paired_bootstrap
 from options import task_names
 from results import Result, check_comparable, read_results
@@ -181,6 +186,81 @@ def find_discoveries(changes: list[Change]) -> list[Change]:
     return [replace(change, significant=change in discoveries) for change in changes]
 
 
+# Affinity: do the gradients in one run tell the changes?
+
+
+def read_affinities(runs: list[Result], universe: tuple[str, ...]) -> dict[int, np.ndarray]:
+    """{seed: mean cosines of the tasks' gradients (tasks, tasks)} of the runs that logged them.
+
+    Raises RunError if none did, or if a log is damaged.
+    """
+    found = {}
+    for run in runs:
+        rows = [row["affinity"] for row in read_log(run.path) if "affinity" in row]
+        total = np.zeros((len(universe), len(universe)))
+        try:
+            for row in rows:
+                for i, task in enumerate(universe):
+                    total[i] += [row[task][other] for other in universe]
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{run.path / 'log.jsonl'} is damaged ({error!r}); delete {run.path} "
+                           "and train again") from error
+        if rows:
+            found[run.config.seed] = total / len(rows)
+    if not found:
+        raise RunError("no run of (b-1) has affinities in its log; train one in a new folder: "
+                       "python train.py --scenario all --affinity-every 10 --runs FOLDER")
+    return found
+
+
+def affinity_correlation(affinities: dict[int, np.ndarray], changes: list[Change],
+                         universe: tuple[str, ...]) -> tuple[float, float, float]:
+    """Spearman's correlation of the cosine of B and A with how much B helps A; 95 % interval.
+
+    The help is log(metric without B / metric with B), negative where higher is better: it is
+    positive if A is worse without B. So a positive correlation says that tasks whose gradients
+    agree help each other. The interval is a bootstrap over the seeds of `affinities`.
+    """
+    cosines, helps = [], []
+    for seed, matrix in affinities.items():
+        cosines.append([matrix[universe.index(change.source), universe.index(change.target)]
+                        for change in changes])
+        helps.append([change.log_ratios[seed] * (1 if drawn_metric(change.target).lower_is_better
+                                                 else -1) for change in changes])
+    cosines, helps = np.array(cosines), np.array(helps)  # (K, pairs)
+    draws, generator = [], np.random.default_rng(0)
+    for _ in range(1000):
+        seeds = generator.integers(len(cosines), size=len(cosines))
+        draws.append(spearman(cosines[seeds].mean(0), helps[seeds].mean(0)))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return spearman(cosines.mean(0), helps.mean(0)), low, high
+
+
+def compare_affinity(changes: list[Change], args: argparse.Namespace) -> None:
+    """Draw the affinities, and print their correlation with the changes.
+
+    Only seeds that have both count. Raises RunError if there is none.
+    """
+    from tools.drawing import draw_affinity
+
+    base = Run("mtl", args.tasks, universe=args.tasks).name
+    runs = find_runs(args.runs, args.seed, args.tasks)[base]
+    affinities = read_affinities(runs, args.tasks)
+    measured = {seed for change in changes for seed in change.log_ratios}
+    affinities = {seed: matrix for seed, matrix in affinities.items() if seed in measured}
+    changes = [change for change in changes if affinities.keys() <= change.log_ratios.keys()]
+    if not affinities or not changes:
+        raise RunError(f"no seed has affinities and runs of (b-2) in {args.runs}; train them")
+    value, low, high = affinity_correlation(affinities, changes, args.tasks)
+    text = f"rank correlation with how one task helps another: {value:.2f}"
+    text += f" [{low:.2f}, {high:.2f}]" if len(affinities) > 1 else " (one seed: no interval)"
+    args.out.mkdir(parents=True, exist_ok=True)
+    figure = draw_affinity(sum(affinities.values()) / len(affinities), args.tasks, text)
+    figure.savefig(args.out / "affinity.png", dpi=200)
+    print(f"{text}; {len(changes)} ordered pairs, {len(affinities)} seeds")
+    print(f"wrote affinity.png to {args.out}")
+
+
 # Make the edges, by the rule in the caption of Fig. 2
 
 
@@ -301,6 +381,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of our runs")
     parser.add_argument("--paper", action="store_true", help="draw the paper's Table 1 instead")
+    parser.add_argument("--affinity", action="store_true",
+                        help="draw the cosines between gradients (train.py --affinity-every)")
     parser.add_argument("--seed", type=int, nargs="+", default=[0],
                         help="seeds to average, where they exist")
     parser.add_argument("--tasks", nargs="+", type=task_names, default=[], metavar="TASK",
@@ -308,6 +390,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the pictures")
     args = parser.parse_args(arguments)
     args.tasks = in_table_order(sum(args.tasks, [])) or tuple(TASKS)
+    if args.affinity and args.paper:
+        parser.error("--affinity needs our runs: the paper has no gradients")
     with friendly_errors():
         draw_graphs(args)
 
@@ -320,6 +404,9 @@ def draw_graphs(args: argparse.Namespace) -> None:
         changes = paper_changes() if args.paper else run_changes(args.runs, args.seed, args.tasks)
     except ValueError as error:  # of a metric: nothing to score, a score that is not a number
         raise RunError(f"{args.runs}: {error}") from error
+    if args.affinity:
+        compare_affinity(changes, args)
+        return
     edges = make_edges(changes)
     seeds = " ".join(str(seed) for seed in args.seed)
     title = "Table 1 of the paper" if args.paper else f"{args.runs}, seed {seeds}"

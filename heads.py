@@ -46,6 +46,8 @@ class Head(nn.Module):
     needs_only_mean = False
     # True: targets have time stamps, so augmentation must not warp the time axis.
     frame_aligned = False
+    # True: on a GPU the CPU has to wait in `loss`, so `model.MultiTask` computes this head last.
+    loss_waits = False
 
     def num_loss_terms(self, targets: list) -> int:
         """`loss` is a mean over this many terms.
@@ -156,9 +158,14 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[list[int]]) -> Tensor
     labels = to_device_of(logits, pad_sequence(labels, batch_first=True))  # (B, S)
     if logits.is_cuda:
         # On a GPU our loop over frames would launch thousands of small kernels. PyTorch's CTC runs
-        # the loop inside one kernel and gives the same loss.
+        # the loop inside one kernel and gives the same loss. It takes the lengths from the CPU and
+        # copies them to the GPU itself: for each copy (three forward, three backward) the CPU waits
+        # until the GPU has nothing left to do. cuDNN's CTC would need utterances of equal length.
         log_probs = logits.log_softmax(-1).transpose(0, 1)  # (T, B, C)
-        return F.ctc_loss(log_probs, labels, frames, lengths, zero_infinity=True)
+        losses = F.ctc_loss(log_probs, labels, frames, lengths, reduction="none",
+                            zero_infinity=True)
+        # reduction="mean" divides by the lengths, too, but waits for a fourth copy of them.
+        return (losses / to_device_of(losses, lengths.clamp(min=1))).mean()
     # PyTorch's CTC is faster on a CPU too. Ours runs there because it shows the algorithm. It takes
     # less than 1 % of a training step with HuBERT Base. The tests compare the two.
     frames, lengths = to_device_of(logits, frames), to_device_of(logits, lengths)
@@ -281,6 +288,7 @@ class CTCHead(Head):
     """
 
     certainty_name = "mean log probability per token"
+    loss_waits = True  # see `ctc_loss`
 
     def __init__(self, dim: int, classes: int, hidden: int = 256):
         super().__init__()
@@ -355,8 +363,10 @@ def pit_bce(logits: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
     cost = _fill_padding(cost, lengths).sum(1)  # (B, K, K): output k against speaker j
     costs = []
     for permutation in permutations(range(K)):
-        # Output k is compared with speaker permutation[k], for k = 0..K-1.
-        costs.append(cost[:, range(K), permutation].mean(1))  # (B,)
+        # Output k is compared with speaker permutation[k]. These are slices, because a list of
+        # indices would be copied to the GPU, and the CPU would wait for that.
+        pairs = [cost[:, k, speaker] for k, speaker in enumerate(permutation)]  # K times (B,)
+        costs.append(sum(pairs) / K)  # (B,)
     return torch.stack(costs).min(0).values.sum() / lengths.sum()
 
 

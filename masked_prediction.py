@@ -3,16 +3,32 @@
 One learned vector replaces spans of frames at the input of the transformer, which has to predict
 the k-means clusters of their MFCCs (paper, Section 4.3). T frames of an utterance, M of several.
 """
+from itertools import count
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batches import Batch
+from batches import Batch, Steps, Stream
 from engine.audio import mfcc_frames
+from rules import SAMPLE_RATE
 
 MASKED = "masked"  # its name among the heads
 CLUSTERS, SHARE, SPAN = 64, 0.65, 8  # DIFFERS: HuBERT Base has 100 clusters, 0.8, spans of 10
+
+
+def cluster_audio(streams: dict[str, Stream], seed: int) -> Tensor:
+    """`find_clusters` of 30 minutes of training audio, in the order in which a run hears it."""
+    available = sum(sum(stream.corpus.lengths) for stream in streams.values())  # samples
+    missing, frames = min(30 * 60 * SAMPLE_RATE, available), []
+    for step in count():
+        for batch in Steps(streams)[step][0].values():
+            for wave, n in zip(batch.waves, batch.lengths.tolist()):
+                frames.append(mfcc_frames(wave[:n]))
+                missing -= n
+        if missing <= 0:
+            return find_clusters(torch.cat(frames), torch.Generator().manual_seed(seed))
 
 
 def find_clusters(frames: Tensor, generator: torch.Generator) -> Tensor:
@@ -57,6 +73,8 @@ def masked_batch(batches: dict, key: tuple, seed: int, clusters: Tensor, shuffle
 
 class MaskedPrediction(nn.Module):
     """What files of HuBERT lack: the mask vector, the embeddings of the clusters, a projection."""
+
+    loss_waits = False  # as in heads.Head
 
     def __init__(self, dim: int, hidden: int, weight: float):
         super().__init__()

@@ -16,6 +16,7 @@ bootstrap resamples these pairs.
 Shapes: n utterances or trials, K training seeds, S bootstrap resamples.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from itertools import permutations
@@ -334,14 +335,11 @@ def bootstrap(a, reduce: Callable, samples: int = 1000, seed: int = 0) -> tuple:
     >>> bootstrap([[(0, 4), (0, 6)], [(2, 4), (3, 6)]], ratio)  # one seed is at 0, the other at 1/2
     (0.25, 0.0, 0.5)
     """
-    runs, rng = _as_runs(a), np.random.default_rng(seed)
+    runs = _as_runs(a)
     num_seeds, num_utterances = runs.shape[:2]
     value = float(np.mean(reduce(runs)))
-    scores = reduce(runs, _draw_utterances(num_utterances, samples, rng))  # (K, S)
-    seeds = rng.integers(num_seeds, size=(samples, num_seeds))
-    means = []
-    for resample in range(samples):
-        means.append(scores[seeds[resample], resample].mean())
+    drawn, seeds = _draw(num_utterances, (num_seeds,), samples, seed)
+    means = _mean_of_drawn(reduce(runs, drawn), seeds[0])
     return value, *_percentile_interval(means)
 
 
@@ -355,21 +353,15 @@ def paired_bootstrap(a, b, reduce: Callable, samples: int = 1000, seed: int = 0)
     >>> paired_bootstrap([(1, 2), (3, 4)], [(0, 2), (1, 4)], ratio)  # 1/2 lower on either utterance
     (-0.5, -0.5, -0.5)
     """
-    runs_a, runs_b, rng = _as_runs(a), _as_runs(b), np.random.default_rng(seed)
+    runs_a, runs_b = _as_runs(a), _as_runs(b)
     if runs_a.shape[1] != runs_b.shape[1]:
         raise ValueError("a paired comparison needs the same utterances in both systems")
     difference = float(np.mean(reduce(runs_b)) - np.mean(reduce(runs_a)))
-    drawn = _draw_utterances(runs_a.shape[1], samples, rng)
-    scores_a, scores_b = reduce(runs_a, drawn), reduce(runs_b, drawn)  # (K, S) each
-    seeds_a = seeds_b = rng.integers(len(runs_a), size=(samples, len(runs_a)))
-    if len(runs_a) != len(runs_b):
-        seeds_b = rng.integers(len(runs_b), size=(samples, len(runs_b)))
-    differences = []
-    for resample in range(samples):
-        mean_a = scores_a[seeds_a[resample], resample].mean()
-        mean_b = scores_b[seeds_b[resample], resample].mean()
-        differences.append(mean_b - mean_a)
-    return difference, *_percentile_interval(differences)
+    numbers_of_seeds = (len(runs_a),) if len(runs_a) == len(runs_b) else (len(runs_a), len(runs_b))
+    drawn, seeds = _draw(runs_a.shape[1], numbers_of_seeds, samples, seed)
+    means_a = _mean_of_drawn(reduce(runs_a, drawn), seeds[0])
+    means_b = _mean_of_drawn(reduce(runs_b, drawn), seeds[-1])
+    return difference, *_percentile_interval(means_b - means_a)
 
 
 def _as_runs(pairs) -> np.ndarray:
@@ -383,12 +375,25 @@ def _as_runs(pairs) -> np.ndarray:
     return np.asarray(runs, float)
 
 
-def _draw_utterances(count: int, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of S resamples draws each of n utterances, with replacement: (S, n)."""
-    drawn = np.empty((samples, count), np.int16)  # 75 MB for the 37,720 trials of VoxCeleb1
+@functools.lru_cache(maxsize=16)  # the cells of a column of Table 1 share their draws
+def _draw(num_utterances: int, numbers_of_seeds: tuple[int, ...], samples: int,
+          seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """What S resamples draw, with replacement: (utterances, [seeds]).
+
+    How often each of n utterances is drawn (S, n), and, for each number K of seeds, which (S, K).
+    """
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((samples, num_utterances), np.int16)  # 75 MB for VoxCeleb1's 37,720 trials
     for resample in range(samples):
-        drawn[resample] = np.bincount(rng.integers(count, size=count), minlength=count)
-    return drawn
+        chosen = rng.integers(num_utterances, size=num_utterances)
+        drawn[resample] = np.bincount(chosen, minlength=num_utterances)
+    return drawn, [rng.integers(number, size=(samples, number)) for number in numbers_of_seeds]
+
+
+def _mean_of_drawn(scores: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """The mean score of the drawn seeds (S, K) in each resample, of scores (K, S): (S,)."""
+    resamples = np.arange(len(seeds))[:, None]  # (S, 1)
+    return scores[seeds, resamples].mean(1)
 
 
 def _percentile_interval(values) -> tuple[float, float]:

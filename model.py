@@ -17,6 +17,7 @@ from collections import namedtuple
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -250,6 +251,7 @@ class Hubert(nn.Module):
         # `encode` multiplies the gradient of the convolutions by this number. 0.1 is the value of
         # HuBERT Base's pretraining.
         self.feature_grad_mult = 0.1
+        self.checkpoint_activations = False  # see `compute`
         self.feature_extractor = FeatureExtractor(config)
         # torchaudio calls the part after the convolutions `encoder`. We keep its parameter names.
         self.encoder = nn.ModuleDict(
@@ -285,7 +287,7 @@ class Hubert(nn.Module):
                              f"one frame needs {RECEPTIVE_FIELD} samples")
         if self.config["normalize_waveform"]:
             waves = [self.normalize(wave) for wave in waves]
-        x = self.feature_extractor(waves, frames)  # (M, C)
+        x = self.compute(self.feature_extractor, waves, frames)  # (M, C)
         if x.requires_grad:
             # fairseq's GradMultiply: the values stay the same, and the gradient is scaled. The
             # released code finetunes fairseq's network, so its convolutions get this gradient too.
@@ -306,11 +308,20 @@ class Hubert(nn.Module):
 
         states = [x]  # DIFFERS: the released code leaves state 0 out; SUPERB and we use all L+1
         for layer in transformer.layers:
-            x = layer(x, frames)
+            x = self.compute(layer, x, frames)
             states.append(x)
         if norm_first:
             states[-1] = transformer.layer_norm(x)
         return torch.stack(states)
+
+    def compute(self, module: nn.Module, *inputs) -> Tensor:
+        """module(*inputs).
+
+        With `checkpoint_activations` only the inputs are kept, and the backward pass computes the
+        module again. Dropout draws the same numbers again, so only memory and time change."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(module, *inputs, use_reentrant=False)
+        return module(*inputs)
 
     def normalize(self, wave: Tensor) -> Tensor:
         """(wave - mean) / sqrt(variance + epsilon), over one utterance (n,)."""
@@ -498,15 +509,16 @@ class MultiTask(nn.Module):
         own = {name: batch for name, batch in batches.items() if name in self.heads}
         tasks = {name: batch for name, batch in own.items() if name != MASKED}
         features_by_task = self.features(tasks, projected, frames) if tasks else {}
-        losses = {}
-        for name, batch in own.items():
+        losses = dict.fromkeys(own)
+        # When the CPU waits for the GPU, nothing of the forward pass should be left to enqueue.
+        for name in sorted(own, key=lambda name: self.heads[name].loss_waits):
             if random_key is not None:
                 seed_random_numbers(*random_key, name)
+            head, targets = self.heads[name], own[name].targets
             if name == MASKED:  # HuBERT's own loss: a second pass of the transformer
-                head = self.heads[name]
-                losses[name] = head.loss(self.encoder, projected, frames, batch.targets)
+                losses[name] = head.loss(self.encoder, projected, frames, targets)
             else:
-                losses[name] = self.loss(name, *features_by_task[name], batch.targets)
+                losses[name] = self.loss(name, *features_by_task[name], targets)
         return losses
 
     @torch.no_grad()

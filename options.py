@@ -35,11 +35,16 @@ class Options:
     cache_gb: float = flag(50.0, FILES, "room for the cached features of one corpus, GB", least=0)
     save_every: int = flag(1_000, FILES, "updates between two checkpoints", least=1)
     log_every: int = flag(100, FILES, "updates between two lines of log.jsonl", least=1)
+    affinity_every: int | None = flag(None, FILES, "updates of mtl between two lines of log.jsonl "
+                                      "with cosines between the gradients of tasks", least=1,
+                                      none="never")
     workers: int = flag(4, MACHINE, "processes that read audio ahead", least=0)
     device: str = flag("cuda" if torch.cuda.is_available() else "cpu", MACHINE, "where to compute",
                        choices=("cuda", "cpu"))
     jobs: int | None = flag(None, MACHINE, "runs at a time", least=1,
                             none="one per core for a tiny encoder on a CPU, else 1")
+    checkpoint_activations: bool = flag(False, MACHINE, "compute HuBERT's layers again in the "
+                                        "backward pass: less memory, more time, same result")
     debug: bool = flag(False, MACHINE, "show the traceback of an error")
     encoder: str = ""  # Setting.encoder: where the encoder lies; RunConfig has its digest
     quiet: bool = False  # no progress bars
@@ -119,7 +124,9 @@ def parse_arguments(description: str) -> tuple[argparse.Namespace, Setting, Opti
         setting = replace(setting, **{f"{stage}_steps": args.steps})
     options = replace(OPTIONS[args.setting], **given(Options, args))
     options = replace(options, save_every=scaled(options.save_every, setting))
-    if args.precision is None and options.device == "cuda":
+    # Older cards emulate bf16 in fp32, which is slower than fp32.
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if args.precision is None and options.device == "cuda" and has_bf16:
         setting = replace(setting, precision="bf16")
     return args, setting, replace(options, data=options.data.expanduser(), encoder=setting.encoder,
                                   precision_given=args.precision is not None)
@@ -145,11 +152,14 @@ def check_arguments(args: argparse.Namespace, setting: Setting, options: Options
     if setting.masked_weight and not finetunes:
         raise RunError(f"--masked-weight {setting.masked_weight:g} is for scenarios that finetune "
                        f"HuBERT, and {args.scenario} does not; leave it out")
-    if setting.masked_weight and setting.weighting == "uncertainty":
-        raise RunError(f"--masked-weight {setting.masked_weight:g}: --weighting uncertainty learns "
-                       "the weights of all losses; leave one of the two out")
+    if setting.masked_weight and setting.weighting != "sum":
+        raise RunError(f"--masked-weight {setting.masked_weight:g}: --weighting "
+                       f"{setting.weighting} is for tasks alone; leave one of the two out")
     if setting.masked_labels != "clusters" and not setting.masked_weight:
         raise RunError(f"--masked-labels {setting.masked_labels} needs a --masked-weight above 0")
+    if args.scenario != "ssl" and setting.select != "last" and not setting.mtl_evaluate_every:
+        raise RunError(f"--select {setting.select} needs evaluations on dev during (b); add "
+                       "--mtl-evaluate-every N")
     rate = setting.encoder_lr or setting.mtl_lr
     if finetunes and rate >= 1e-3 and not args.yes_i_mean_it:
         if not is_small(setting.encoder):

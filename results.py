@@ -54,13 +54,16 @@ class Result:
 def read_results(runs: Path) -> list[Result]:
     """The finished runs in a folder. Raises RunError if one is damaged.
 
-    A folder whose name is not that of its run, such as a copy, is ignored after a note.
+    A folder whose name is not that of its run, such as a copy, is ignored after a note. A run
+    of ssl-masked has no scores and is left out.
     """
     results = []
     for path in sorted(runs.glob("*/result.json")):
         config, saved = load_config(path.parent), read_result(path.parent)
         if path.parent.name != config.run.name:
             say(f"note: {path.parent} holds a copy of the run {config.run.name} and is ignored")
+            continue
+        if config.scenario == "ssl-masked":
             continue
         try:
             results.append(Result(path.parent, config, saved["metrics"], saved["constant"],
@@ -122,19 +125,11 @@ CONSTANT = "constant answer"  # a row
 def row_name(config: RunConfig) -> str:
     """The row of Table 1 that a run belongs to."""
     tasks = "" if len(config.universe) == len(TASKS) else f" of {'+'.join(config.universe)}"
-    shuffled = "shuffled " if config.masked_labels == "shuffled" else ""
-    masked = f" + {config.masked_weight:g} {shuffled}SSL" if config.masked_weight else ""
-    return {"ssl": "(a) SSL", "control": f"(a+) SSL, more steps{tasks}",
-            "ssl-masked": f"(a) {shuffled}masked prediction{tasks}",  # no scores: not shown
-            "mtl": f"(b-1) MTL{tasks or ' all'}{masked}",
-            "leave-one-out": f"(b-2) all but {config.left_out}{tasks}{masked}",
-            "transfer": f"(c) transfer{tasks}{masked}"}[config.scenario]
-
-
-def baseline_of(row: str) -> str:
-    """The row of (b-1) with which a row of (b-2) is compared."""
-    rest = row.split()[4:]  # after "(b-2) all but KS": "of IC+KS", "+ 0.1 SSL", both or nothing
-    return " ".join(["(b-1) MTL", *([] if "of" in rest else ["all"]), *rest])
+    name = {"ssl": "(a) SSL", "control": f"(a+) SSL, more steps{tasks}",
+            "mtl": f"(b-1) MTL{tasks or ' all'}",
+            "leave-one-out": f"(b-2) all but {config.left_out}{tasks}",
+            "transfer": f"(c) transfer{tasks}"}[config.scenario]
+    return ", ".join([name, *config.run.variant])
 
 
 def table_cells(results: list[Result], intervals: bool = False) -> dict[str, dict[tuple, tuple]]:
@@ -194,10 +189,12 @@ def interval(runs: list[Result], task: str, metric: str) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
+def table_rows(cells: dict, tasks: list[str],
+               compared: tuple[str, ...] = ("(b-2)",)) -> list[list[str]]:
     """Table 1 as text: a heading, then one row per scenario.
 
-    X = left out, — = not run; + and - = better and worse than (b-1).
+    X = left out, — = not run; + and - = better and worse than (b-1), in the rows that are
+    `compared` with it (the start of their names).
     """
     columns = [(TASKS[name], metric) for name in tasks for metric in TASKS[name].metrics]
     heading = ["scenario"]
@@ -205,10 +202,10 @@ def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
         heading.append(f"{task.name} {metric.heading}")
     shown = [row for row in sorted(cells, key=row_order)
              if any((task.name, metric.name) in cells[row] for task, metric in columns)]
-    marked = any(row.startswith("(b-2)") for row in shown)
+    marked = any(row.startswith(compared) for row in shown)
     rows = [heading]
     for row in shown:
-        baseline = cells.get(baseline_of(row), {}) if row.startswith("(b-2)") else {}
+        baseline = cells.get(baseline_of(row), {}) if row.startswith(compared) else {}
         texts = [row]
         for task, metric in columns:
             key = task.name, metric.name
@@ -218,6 +215,13 @@ def table_rows(cells: dict, tasks: list[str]) -> list[list[str]]:
                 texts.append("X" if row.startswith(f"(b-2) all but {task.name}") else "—")
         rows.append(texts)
     return rows
+
+
+def baseline_of(row: str) -> str:
+    """The row (b-1) that a row is compared with: of the same tasks and variant of (b)."""
+    tasks = row[row.index(" of ") :].split(",")[0] if " of " in row else " all"
+    variant = [part for part in row.split(", ")[1:] if not part.startswith(("more steps", "A = "))]
+    return ", ".join([f"(b-1) MTL{tasks}", *variant])
 
 
 def cell_text(metric: Metric, cell: tuple, baseline: tuple | None, marked: bool) -> str:
@@ -235,7 +239,7 @@ def row_order(row: str) -> tuple:
     """The place of a row: the constant answer, (a), (a+), (b-1), (b-2) in table order, (c)."""
     order = (CONSTANT, "(a)", "(a+)", "(b-1)", "(b-2)", "(c)")
     place = next(i for i, start in enumerate(order) if row.startswith(start))
-    left_out = row.removeprefix("(b-2) all but ").split()[0]
+    left_out = row.removeprefix("(b-2) all but ").split()[0].rstrip(",")
     return place, list(TASKS).index(left_out) if left_out in TASKS else 0, row
 
 

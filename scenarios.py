@@ -18,6 +18,7 @@ digests of what is read. `make_config` combines them into the `RunConfig` of one
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,8 +27,9 @@ from torch import nn
 from engine.flags import flag
 from engine.frozen import caches_means
 from engine.runs import RunError, read_config
-from masked_prediction import MASKED, MaskedPrediction
-from model import BASE, TINY, Hubert, MultiTask, load_encoder, seed_random_numbers
+from masked_prediction import MASKED, MaskedPrediction, masked_batch
+from model import (BASE, TINY, Hubert, MultiTask, encoder_digest, load_encoder,
+                   seed_random_numbers)
 from tasks import TASKS, Recipe
 
 # The groups of flags in --help
@@ -48,9 +50,9 @@ class Setting:
 
     name: str = "paper"
     encoder: str = flag("hubert_base", MODEL, "tiny, hubert_base, or a file or folder of weights")
-    # options.py replaces this by bf16 on a GPU unless --precision is given.
-    precision: str = flag("fp32", MODEL, "of training; without this flag bf16 on a GPU and fp32 "
-                          "on a CPU; losses are always fp32", choices=("fp32", "bf16"))
+    # options.py replaces this by bf16 on a GPU that has it, unless --precision is given.
+    precision: str = flag("fp32", MODEL, "of training; without this flag bf16 on a GPU that has it "
+                          "and else fp32; losses are always fp32", choices=("fp32", "bf16"))
     ssl_lr: float | None = flag(None, SSL, "learning rate", above=0, none=RECIPE)
     ssl_steps: int | None = flag(None, SSL, "updates", least=1, none=RECIPE)
     ssl_batch: int | None = flag(None, SSL, "utterances per update", least=1, none=RECIPE)
@@ -65,7 +67,11 @@ class Setting:
     accumulate: int = flag(1, MTL, "parts of an update, each of --mtl-batch utterances per task: "
                            "a large batch in little memory", least=1)
     mtl_evaluate_every: int | None = flag(None, MTL, "updates between two evaluations on dev, for "
-                                          "the log only", least=1, none="never")
+                                          "the log and --select", least=1, none="never")
+    select: str = flag("last", MTL, "the reported weights: of the last update (the paper), of the "
+                       "best evaluation on dev, or an average over the last evaluations",
+                       choices=("last", "dev", "average"))
+    average_last: int = flag(5, MTL, "evaluations that --select average averages", least=1)
     freeze_layers: int = flag(0, MTL, "transformer layers that stay frozen, from the first one on, "
                               "with everything below them", least=0)
     heads: str = flag("ssl", MTL, "where the heads of (b) and (c) start: those of (a), as in the "
@@ -85,6 +91,8 @@ class Setting:
     transfer_warmup: int = flag(5_000, TRANSFER, "updates while the rate rises from 0", least=0)
     transfer_batch: int = flag(8, TRANSFER, "utterances per update", least=1)
     evaluate_every: int = flag(5_000, TRANSFER, "updates between two evaluations on dev", least=1)
+    interpolate: float = flag(1.0, TRANSFER, "share X of (b-2) in the weights of the encoder; the "
+                              "rest, 1 - X, is HuBERT before it was finetuned", least=0, most=1)
 
 
 SETTINGS = {
@@ -115,7 +123,9 @@ class Run:
     seed: int = 0
     fold: int = 1
     universe: tuple[str, ...] = field(default_factory=lambda: tuple(TASKS))
-    masked_weight: float = 0.0  # (c): of the run that trained its encoder
+    select: str = "last"  # (b), and (c) on it: how (b) chooses its weights
+    interpolate: float = 1.0  # (c): the share of (b-2) in the encoder's weights
+    masked_weight: float = 0.0  # (b), and (c) on it: of masked prediction among the losses
     masked_labels: str = "clusters"
 
     @property
@@ -136,20 +146,29 @@ class Run:
         """The folder: ssl-IC, mtl-all, leave-one-out-IC, mtl-ASR+PR, transfer-IC-seed1-fold2...
 
         With fewer than nine tasks a run that leaves one out says so: transfer-IC-of-ER+IC+KS. So
-        does one with masked prediction: mtl-all-masked0.1, mtl-all-masked0.1-shuffled.
+        does a variant: transfer-IC-A0.5, mtl-all-select-dev, mtl-all-masked-0.1-shuffled.
         """
         name = f"{self.scenario}-{self.label}"
         if self.left_out and self.universe != tuple(TASKS):
             name += f"-of-{'+'.join(self.universe)}"
-        name += f"-masked{self.masked_weight:g}" if self.masked_weight else ""
-        name += "-shuffled" if self.masked_labels == "shuffled" else ""
+        for text in self.variant:
+            name += "-" + text.replace(" = ", "").replace(" ", "-")
         name += f"-seed{self.seed}" if self.seed else ""
         return name + (f"-fold{self.fold}" if self.fold > 1 else "")
+
+    @property
+    def variant(self) -> list[str]:
+        """What the experiment varies on purpose, as in names of rows: "select dev", "A = 0.5"."""
+        found = [f"select {self.select}"] if self.select != "last" else []
+        found += [f"masked {self.masked_weight:g}"] if self.masked_weight else []
+        found += [self.masked_labels] if self.masked_labels != "clusters" else []
+        return found + ([f"A = {self.interpolate:g}"] if self.interpolate < 1 else [])
 
     def leave_one_out(self, left_out: str) -> "Run":
         """Scenario (b-2) of the same universe, seed and fold: all tasks but one."""
         others = tuple(name for name in self.universe if name != left_out)
-        return replace(self, scenario="leave-one-out", tasks=others, left_out=left_out)
+        return replace(self, scenario="leave-one-out", tasks=others, left_out=left_out,
+                       interpolate=1.0)
 
     def prerequisites(self, heads: str) -> list["Run"]:
         """The runs that this one starts from: the heads of (a); for (c) also the encoder of (b-2).
@@ -166,14 +185,13 @@ class Run:
         if self.scenario == "transfer":
             runs.append(self.leave_one_out(self.left_out))
         if self.predicts_masked:
-            runs.append(replace(self, scenario="ssl-masked", masked_weight=0.0))
+            runs.append(replace(self, scenario="ssl-masked", select="last", masked_weight=0.0))
         return runs
 
 
-def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1,
-                  masked_weight: float = 0.0, masked_labels: str = "clusters") -> list[Run]:
+def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1) -> list[Run]:
     """The runs of a scenario for each of `tasks`; "all" gives the 28 runs of Table 1 (9+1+9+9)."""
-    base = Run("mtl", universe, None, seed, fold, universe, masked_weight, masked_labels)
+    base = Run("mtl", universe, seed=seed, fold=fold, universe=universe)
     if scenario in ("mtl", "control"):
         return [replace(base, scenario=scenario)]
     if scenario == "ssl":
@@ -184,8 +202,17 @@ def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1,
         return [replace(base, scenario="transfer", tasks=(name,), left_out=name) for name in tasks]
     runs = []
     for part in ("mtl", "ssl", "leave-one-out", "transfer"):
-        runs += scenario_runs(part, universe, universe, seed, fold, masked_weight, masked_labels)
+        runs += scenario_runs(part, universe, universe, seed, fold)
     return runs
+
+
+def vary(run: Run, setting: Setting) -> Run:
+    """The run with what the setting varies on purpose, which its folder and its row name."""
+    if run.scenario == "ssl":
+        return run
+    share = setting.interpolate if run.scenario == "transfer" else 1.0
+    return replace(run, select=setting.select, interpolate=share,
+                   masked_weight=setting.masked_weight, masked_labels=setting.masked_labels)
 
 
 def with_prerequisites(runs: list[Run], heads: str, finished: Callable | None = None) -> list[Run]:
@@ -260,6 +287,7 @@ class RunConfig:
     setting: str
     encoder: str  # digest of the pretrained encoder (Inputs)
     encoder_run: str | None  # (c): the run whose finetuned encoder is used
+    interpolate: float  # (c): its share in the weights; the rest is the pretrained encoder's
     trains_encoder: bool
     feature_grad_mult: float  # 0: the convolutions are frozen
     masked_weight: float  # (c): of the run that trained its encoder
@@ -281,7 +309,8 @@ class RunConfig:
     augment: bool  # SpecAugment
     time_mask_width: int  # frames
     evaluate_every: int | None  # updates between two evaluations on dev
-    select: str  # the reported checkpoint: the best on "dev", or the "last"
+    select: str  # the reported weights: the best on "dev", the "last", or an "average"
+    average_last: int | None  # evaluations that are averaged
     precision: str
     fixed_crops: tuple[str, ...]  # tasks that train on cached features of fixed crops
     data: dict[str, dict[str, str]]  # task -> split -> corpus digest
@@ -290,8 +319,11 @@ class RunConfig:
     @property
     def run(self) -> Run:
         """The run of this configuration, which names its folder."""
+        select = "last" if self.scenario == "ssl" else self.select
+        if self.scenario == "transfer":  # its own checkpoint is always the best on dev
+            select = self.built_on[self.encoder_run]["select"]
         return Run(self.scenario, self.tasks, self.left_out, self.seed, self.fold, self.universe,
-                   self.masked_weight, self.masked_labels)
+                   select, self.interpolate, self.masked_weight, self.masked_labels)
 
     def to_json(self) -> dict:
         """The configuration as JSON holds it: tuples become lists."""
@@ -318,7 +350,8 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
         universe=run.universe, seed=run.seed, fold=run.fold, setting=setting.name,
         encoder=inputs.encoder,
         encoder_run=run.leave_one_out(run.left_out).name if run.scenario == "transfer" else None,
-        trains_encoder=trains_encoder,
+        interpolate=run.interpolate, trains_encoder=trains_encoder,
+        average_last=setting.average_last if numbers["select"] == "average" else None,
         feature_grad_mult=setting.feature_grad_mult if trains_encoder else 0.0,
         encoder_lr=setting.encoder_lr or setting.mtl_lr if trains_encoder else None,
         freeze_layers=setting.freeze_layers if trains_encoder else 0, scale=setting.scale,
@@ -359,7 +392,7 @@ def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> 
     return common | dict(lr=setting.mtl_lr, steps=scaled(setting.mtl_steps, setting),
                          warmup=scaled(setting.mtl_warmup, setting), batch=batch,
                          accumulate=setting.accumulate, evaluate_every=evaluate_every,
-                         select="last")  # Section 4.1
+                         select=run.select)  # in the paper the last (Section 4.1)
 
 
 def scaled(updates: int, setting: Setting) -> int:
@@ -407,6 +440,14 @@ def build_model(config: RunConfig, encoder: Hubert, classes: dict) -> MultiTask:
     return model
 
 
+def more_targets(config: RunConfig, model: MultiTask) -> Callable | None:
+    """What makes the targets of masked prediction from the audio of a step (batches.Steps)."""
+    if not config.run.predicts_masked:
+        return None
+    return partial(masked_batch, seed=config.seed, clusters=model.heads[MASKED].clusters.cpu(),
+                   shuffled=config.masked_labels == "shuffled")
+
+
 def is_small(source: str) -> bool:
     """Whether an encoder has at most the width of the tiny one. A file is loaded to find out."""
     named = {"tiny": TINY, "random-tiny": TINY, "hubert_base": BASE, "random-hubert_base": BASE}
@@ -415,7 +456,22 @@ def is_small(source: str) -> bool:
 
 
 def load_run_encoder(config: RunConfig, source: str, runs: Path) -> Hubert:
-    """The encoder that a run starts from: (c) takes that of (b-2), all others a pretrained one."""
-    if config.encoder_run:
+    """The encoder that a run starts from: `source`, a pretrained one; in (c) that of (b-2).
+
+    With A = config.interpolate < 1, (c) takes A x (b-2) + (1 - A) x pretrained, weight by weight
+    (Speech-FT, Lin et al. 2025). Raises RunError if the pretrained weights are not the run's.
+    """
+    A = config.interpolate
+    if config.encoder_run and A == 1:
         return load_encoder(str(runs / config.encoder_run / "checkpoint.pt"))
-    return load_encoder(source)
+    encoder = load_encoder(source)
+    if encoder_digest(encoder) != config.encoder:
+        raise RunError(f"the weights of {source} changed since {config.run.name} was begun; put "
+                       "the old ones back, or train in a new --runs folder")
+    if config.encoder_run and A > 0:  # with A = 0 even the sign of -0.0 stays
+        finetuned = load_encoder(str(runs / config.encoder_run / "checkpoint.pt")).state_dict()
+        weights = {}
+        for name, pretrained in encoder.state_dict().items():
+            weights[name] = A * finetuned[name] + (1 - A) * pretrained
+        encoder.load_state_dict(weights)
+    return encoder

@@ -18,6 +18,7 @@ only if none fits.
 """
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -260,6 +261,23 @@ def summarise(task: Task, rows: list[dict]) -> dict[str, float]:
     for metric in task.metrics:
         values[metric.name] = 100 * float(metric.reduce([row[metric.name] for row in rows]))
     return values
+
+
+def mean_log_error(scores: dict[str, dict[str, float]]) -> float:
+    """The mean over tasks of log(error), from {task: {metric: percent}}.
+
+    The error is the first metric if lower is better, else 100 minus it. The step with the lowest
+    mean also has the lowest mean log(error / error at a reference step), whatever that step is: it
+    has the best mean relative score. An error below 0.1 % counts as 0.1 %, so that no task without
+    errors decides alone.
+    """
+    logarithms = []
+    for name, values in scores.items():
+        metric = TASKS[name].metrics[0]
+        value = values[metric.name]
+        error = value if metric.lower_is_better else 100 - value
+        logarithms.append(math.log(max(error, 0.1)))
+    return sum(logarithms) / len(logarithms)
 
 
 def constant_scores(task: Task, train: Corpus, test: Corpus) -> dict[str, float]:

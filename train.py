@@ -4,7 +4,7 @@
     python train.py --scenario mtl                      # (b-1) finetune HuBERT on nine tasks
     python train.py --scenario leave-one-out --task IC  # (b-2) the same, without IC
     python train.py --scenario transfer --task IC       # (c)   freeze HuBERT of (b-2), train IC
-    python train.py --scenario all                      # the 28 runs of Table 1, table and graphs
+    python train.py --scenario all                      # the 28 runs of Table 1, graphs, report
     python train.py --scenario control                  # (a+)  as (b-1), but HuBERT stays frozen
 
 A scenario first trains any missing run whose weights it needs: transfer needs the encoder of
@@ -16,14 +16,16 @@ Several GPUs:  torchrun --nproc_per_node 4 train.py --data DIR --scenario mtl
 """
 
 import argparse
+import math
+import operator
 import shlex
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, product
+from itertools import product
 from pathlib import Path
 from shutil import rmtree
 
@@ -31,31 +33,29 @@ if __name__ == "__main__":  # Ctrl-C during the imports ends the program without
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import graphs
 import toy
 from batches import Steps, Stream, load_ahead
 from corpus import Corpus
-from engine.audio import mfcc_frames
 from engine.frozen import FrozenFeatures, cache_gigabytes, cache_states, caches_means
 from engine.kernels import keep_memory
-from engine.launch import (first_process_first, friendly_errors, process_group, rank, run_parallel,
-                           say, stop_signals, wait_for_all, world_size)
+from engine.launch import (choose_threads, first_process_first, friendly_errors, process_group,
+                           rank, run_parallel, say, stop_signals, wait_for_all, world_size)
 from engine.runs import (RunError, is_finished, load_checkpoint, locked, save_json, save_text,
                          weights_digest, write_config)
 from engine.session import Session
 from evaluate import dev_thresholds, predict_and_score, write_result
-from masked_prediction import MASKED, find_clusters, masked_batch
+from masked_prediction import MASKED, cluster_audio
 from model import MultiTask, encoder_digest, load_encoder
 from options import TOY, Options, check_arguments, default_jobs, parse_arguments
 from results import print_results, read_results
-from rules import SAMPLE_RATE
 from scenarios import (WARM_UPS, Inputs, Run, RunConfig, Setting, build_model, in_stages,
-                       load_run_encoder, make_config, scenario_runs, with_prerequisites)
-from tasks import TASKS, constant_scores, read_corpus, summarise
-from weighting import loss_weights, pcgrad_backward, uncertainty_total
+                       load_run_encoder, make_config, more_targets, scenario_runs, vary,
+                       with_prerequisites)
+from tasks import TASKS, constant_scores, mean_log_error, read_corpus, summarise
+from weighting import backward, measure_affinity
 
 
 RESUME_HINT = "; the same command continues from the last checkpoint"
@@ -91,7 +91,7 @@ def freeze(model, config: RunConfig) -> None:
 
 
 def training_loop(session: Session, network, model: MultiTask, config: RunConfig, batches,
-                  evaluate: Callable) -> None:
+                  evaluate: Callable, affinity_every: int | None = None) -> None:
     """Train until the last step.
 
     `network(batches, random_key)` returns the losses; it is the model or its DDP wrapper. Each
@@ -106,6 +106,9 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
             scale = lr_scale(session.step, config.warmup, config.steps)
             for group in session.optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * scale
+            if affinity_every and (session.step + 1) % affinity_every == 0:
+                cosines = measure_affinity(model, config, session.step, parts)
+                session.write_log({"step": session.step + 1, "affinity": cosines})
             losses = backward(network, model, config, session.step, parts)
             gradient_norm = torch.nn.utils.clip_grad_norm_(trainable, config.clip)
             session.optimizer.step()
@@ -117,40 +120,6 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
             if evaluation_is_due(session.step, config):
                 evaluate()
             session.save_when_due(signals)
-
-
-def backward(network, model: MultiTask, config: RunConfig, step: int,
-             parts: list[dict]) -> dict[str, Tensor]:
-    """Compute the gradients of one update, and return the losses of its heads {task: scalar}.
-
-    In the paper, the loss is the plain sum over the tasks (`weighting` "sum").
-    """
-    device, bf16 = model.layer_sum.weights.device, config.precision == "bf16"
-    weights = loss_weights(model, parts)
-    losses = dict.fromkeys(model.heads, 0.0)
-    for number, batches in enumerate(parts):
-        # Masks and dropout follow from this key, so a resumed run draws the same ones.
-        random_key = (config.seed, step, rank() + number * world_size())
-        with averaging(network, number == len(parts) - 1):
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                found = network(batches, random_key)  # {task: scalar}
-            weighted = {task: loss * weights[number][task] for task, loss in found.items()}
-            if config.weighting == "pcgrad":
-                pcgrad_backward(weighted, model, config.seed * config.steps + step)
-            elif config.weighting == "uncertainty":
-                uncertainty_total(weighted, model.log_sigma).backward()
-            else:
-                sum(weighted.values()).backward()
-        for task, loss in weighted.items():
-            losses[task] = losses[task] + loss.detach()
-    return losses
-
-
-def averaging(network, last: bool) -> AbstractContextManager:
-    """DDP averages the gradients over processes; once per update, with its last part, is enough."""
-    if last or not isinstance(network, DistributedDataParallel):
-        return nullcontext()
-    return network.no_sync()
 
 
 def evaluation_is_due(step: int, config: RunConfig) -> bool:
@@ -202,8 +171,14 @@ def train(config: RunConfig, options: Options) -> None:
                           options.log_every, options.quiet)
         session.resume()
         batches = batches_from(session.step, config, model, data, options)
+        one_of_many = world_size() > 1 or torch.get_num_threads() == 1
+        if session.step == 0 and options.device == "cpu" and not one_of_many:
+            choose_threads(partial(backward, network, model, config, 0, batches.dataset[0]))
+            optimizer.zero_grad()
+            session.write_log({"step": 0, "threads": torch.get_num_threads()})
         evaluate = partial(evaluate_on_dev, session, config, data, options)
-        training_loop(session, network, model, config, batches, evaluate)
+        affinity_every = options.affinity_every if config.scenario == "mtl" else None
+        training_loop(session, network, model, config, batches, evaluate, affinity_every)
         test_and_save(session, config, data, options)
     finally:
         torch.set_num_threads(threads)
@@ -229,30 +204,11 @@ def prepare(config: RunConfig, options: Options) -> tuple[MultiTask, Data]:
     with first_process_first():
         for split, task_corpora in corpora.items():
             features[split] = cache_features(model, split, task_corpora, config, options)
-    if all(cached and cached.pooled for cached in features["train"].values()):
-        torch.set_num_threads(1)  # a step on means is so small that threads wait for each other
-    data = Data(corpora, features)
-    if config.scenario == "ssl-masked":
-        model.heads[MASKED].clusters.copy_(cluster_audio(config, data))
-    return model, data
-
-
-def cluster_audio(config: RunConfig, data: Data) -> Tensor:
-    """The clusters of 30 minutes of training audio, in the order in which the run hears it."""
-    steps, frames = Steps(streams_of(config, data)), []
-    available = sum(sum(corpus.lengths) for corpus in data.corpora["train"].values())
-    missing = min(30 * 60 * SAMPLE_RATE, available)
-    for step in count():
-        for batch in steps[step][0].values():
-            for wave, n in zip(batch.waves, batch.lengths.tolist()):
-                frames.append(mfcc_frames(wave[:n]))
-                missing -= n
-        if missing <= 0:
-            return find_clusters(torch.cat(frames), torch.Generator().manual_seed(config.seed))
+    return model, Data(corpora, features)
 
 
 def evaluate_on_dev(session: Session, config: RunConfig, data: Data, options: Options) -> None:
-    """Score dev and log it. In (a) and (c), which have one task, keep the best head so far."""
+    """Score dev, log it, and keep the weights that may be reported (`keep_selected`)."""
     session.check_last_step()  # a model with NaN weights has no score
     rows = data.score("dev", session.model, options)
     session.model.train()
@@ -262,13 +218,29 @@ def evaluate_on_dev(session: Session, config: RunConfig, data: Data, options: Op
     for name in config.tasks:
         first = TASKS[name].metrics[0]
         shown.append(f"{name} {first.name} {metrics[name][first.name]:.1f}")
-        if config.select == "dev":
-            session.keep_if_best(metrics[name][first.name], first.better)
     session.show(dev=", ".join(shown))
+    keep_selected(session, config, metrics)
+
+
+def keep_selected(session: Session, config: RunConfig, metrics: dict) -> None:
+    """Keep the weights of this step if `config.select` may report them.
+
+    `metrics`: {task: {metric: percent}} on dev. "dev": one task, as in (a) and (c), has its best
+    first metric; several have the lowest `mean_log_error`. "average": the last evaluations.
+    """
+    if config.select == "dev" and len(config.tasks) == 1:
+        first = TASKS[config.tasks[0]].metrics[0]
+        session.keep_if_best(metrics[config.tasks[0]][first.name], first.better)
+    elif config.select == "dev":
+        session.keep_if_best(mean_log_error(metrics), operator.lt)
+    elif config.select == "average":
+        to_come = math.ceil((config.steps - session.step) / config.evaluate_every)
+        if to_come < config.average_last:
+            session.add_to_average()
 
 
 def test_and_save(session: Session, config: RunConfig, data: Data, options: Options) -> None:
-    """Take the best head, if dev was scored; save; score test; write result.json."""
+    """Take the selected weights; save; score test; write result.json."""
     state, seconds = session.finish(), session.seconds()
     if rank() == 0:
         rows = data.score("test", session.model, options)
@@ -320,13 +292,11 @@ def read_corpora(config: RunConfig, options: Options) -> dict[str, dict[str, Cor
 def make_model(config: RunConfig, options: Options, train: dict[str, Corpus]) -> MultiTask:
     """The model of a run with its first weights; parts that are not trained are frozen."""
     encoder = load_run_encoder(config, options.encoder, options.runs)
-    if not config.encoder_run and encoder_digest(encoder) != config.encoder:
-        raise RunError(f"the weights of {options.encoder} changed while this command was running; "
-                       "start it again")
     classes = {name: corpus.classes for name, corpus in train.items()}
     model = build_model(config, encoder, classes)
     start_from_warm_ups(model, config, options.runs)
     freeze(model, config)
+    model.encoder.checkpoint_activations = options.checkpoint_activations
     return model.to(options.device)
 
 
@@ -368,30 +338,18 @@ def cache_features(model: MultiTask, split: str, corpora: dict[str, Corpus],
     return found
 
 
-def streams_of(config: RunConfig, data: Data) -> dict[str, Stream]:
-    """{task: the training batches of each update}, of all processes together."""
+def batches_from(step: int, config: RunConfig, model: MultiTask, data: Data, options: Options):
+    """Yields the parts of each update from `step` on; worker processes prefetch them."""
     streams = {}
     for name, corpus in data.corpora["train"].items():
         batch = config.batch[name] * config.accumulate * config.processes  # of an update
         streams[name] = Stream(corpus, batch, config.seed, data.features["train"][name])
-    return streams
-
-
-def batches_from(step: int, config: RunConfig, model: MultiTask, data: Data, options: Options):
-    """Yields the parts of each update from `step` on; worker processes prefetch them."""
+    if config.scenario == "ssl-masked" and step == 0:  # a checkpoint has the clusters
+        model.heads[MASKED].clusters.copy_(cluster_audio(streams, config.seed))
     cached = all(found is not None for found in data.features["train"].values())
-    steps = Steps(streams_of(config, data), rank(), world_size(), config.accumulate,
-                  more_targets(config, model))
+    steps = Steps(streams, rank(), world_size(), config.accumulate, more_targets(config, model))
     return load_ahead(steps, 0 if cached else options.workers,
                       sampler=range(step, config.steps), pin_memory=options.device == "cuda")
-
-
-def more_targets(config: RunConfig, model: MultiTask) -> Callable | None:
-    """What makes the targets of masked prediction from the audio of a step (batches.Steps)."""
-    if not config.run.predicts_masked:
-        return None
-    return partial(masked_batch, seed=config.seed, clusters=model.heads[MASKED].clusters.cpu(),
-                   shuffled=config.masked_labels == "shuffled")
 
 
 def gather_inputs(runs: list[Run], setting: Setting, options: Options) -> Inputs:
@@ -458,7 +416,7 @@ def train_with_lock(run: Run, configs: dict[Run, RunConfig], options: Options) -
 
 
 def run_command(args: argparse.Namespace, setting: Setting, options: Options) -> None:
-    """Everything that the command line asks for, then the table, and for "all" the graphs."""
+    """Everything that the command line asks for, then the table, the graphs, the page."""
     if not args.dry_run:
         options.runs.mkdir(parents=True, exist_ok=True)
     if options.data == TOY and not options.data.exists() and rank() == 0:
@@ -469,8 +427,8 @@ def run_command(args: argparse.Namespace, setting: Setting, options: Options) ->
     tasks = args.task or args.tasks  # --task: the tasks to treat; --tasks: all of the experiment
     runs = {}  # (seed, fold): runs
     for seed, fold in product(args.seed, args.fold):
-        runs[seed, fold] = scenario_runs(args.scenario, tasks, args.tasks, seed, fold,
-                                         setting.masked_weight, setting.masked_labels)
+        found = scenario_runs(args.scenario, tasks, args.tasks, seed, fold)
+        runs[seed, fold] = [vary(run, setting) for run in found]
     with first_process_first():
         inputs = gather_inputs(sum(runs.values(), []), setting, options)
     if args.dry_run:
@@ -486,17 +444,34 @@ def run_command(args: argparse.Namespace, setting: Setting, options: Options) ->
 
 
 def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, ...]) -> None:
-    """Print the table of the finished runs; for "all" draw the graphs."""
+    """Print the table of the finished runs; for "all" draw the graphs; write a page.
+
+    The page takes seconds, so only "all" and (c), which end an experiment, write it.
+    """
     print()
     try:
         print_results(read_results(options.runs), tasks)
     except RunError as error:  # an older run is damaged or differs; the new runs are complete
         say(f"note: no table: {error}")
-    # The graphs compare runs of fold 1 without masked prediction.
-    if args.scenario == "all" and 1 in args.fold and not args.masked_weight:
+    # The graphs compare runs of fold 1 that report the last step, without masked prediction.
+    as_in_paper = args.select in (None, "last") and not args.masked_weight
+    if args.scenario == "all" and 1 in args.fold and as_in_paper:
         seeds = [str(seed) for seed in args.seed]
         graphs.main(["--runs", str(options.runs), "--out", str(options.out), "--tasks", *args.tasks,
                      "--seed", *seeds])
+    if args.scenario in ("all", "transfer"):
+        write_page(options.runs / "report.html", options)
+
+
+def write_page(page: Path, options: Options) -> None:
+    """Write a page about the finished runs (tools/report.py), or say why there is none."""
+    try:
+        from tools.report import write_report
+
+        write_report(options.runs, page, options.data)
+        say(f"wrote {page}; open it in a browser")
+    except Exception as error:  # whatever it is, the runs are complete
+        say(f"note: no {page}: {error}")
 
 
 def main() -> None:

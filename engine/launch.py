@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -88,6 +89,13 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values / dist.get_world_size()
 
 
+def copy_from_first(model: torch.nn.Module) -> None:
+    """Give all processes the weights of the first one."""
+    if dist.is_initialized():
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """A list that collects Ctrl-C and SIGTERM (Slurm sends it first), so that a loop can save."""
@@ -102,6 +110,37 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# Threads
+
+SECONDS_PER_TRIAL = 0.5
+LONG_STEP = 10  # seconds
+
+
+def choose_threads(step: Callable) -> None:
+    """Time `step()` on a CPU with all threads and with one, and keep the faster number.
+
+    Threads wait for each other. In a small step this takes longer than the work, and so it may in
+    any step while other programs use the cores. A step of more than LONG_STEP keeps all threads.
+    """
+    most, seconds = torch.get_num_threads(), {}
+    for threads in (most, 1):
+        torch.set_num_threads(threads)
+        began = time.perf_counter()
+        step()  # the first step is slower
+        if time.perf_counter() - began > LONG_STEP:
+            torch.set_num_threads(most)
+            return
+        began, steps = time.perf_counter(), 0
+        while time.perf_counter() - began < SECONDS_PER_TRIAL:
+            step()
+            steps += 1
+        seconds[threads] = (time.perf_counter() - began) / steps
+    chosen = min(seconds, key=seconds.get)
+    torch.set_num_threads(chosen)
+    say(f"{chosen} of {most} threads: a step takes {1000 * seconds[1]:.1f} ms with one and "
+        f"{1000 * seconds[most]:.1f} ms with {most}")
 
 
 # Several runs at a time, each in a process of its own

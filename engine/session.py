@@ -1,9 +1,10 @@
 """The state of one run during training: its step, log, checkpoints, signals and progress bar.
 
-A resumed run gives bit-identical weights to an uninterrupted one (on a CPU with as many threads).
-checkpoint.pt holds the weights, Adam's state and the best head so far. Batches follow from (seed,
-step), masks and dropout from (seed, step, rank), the learning rate from the step. On resume, log
-lines after the checkpoint's step are removed. A frozen encoder is not saved: it is loaded again.
+A resumed run gives bit-identical weights to an uninterrupted one (on a CPU). checkpoint.pt holds
+the weights, Adam's state, the best or averaged weights so far, and the number of threads, which
+decides rounding. Batches follow from (seed, step), masks and dropout from (seed, step, rank), the
+learning rate from the step. On resume, log lines after the checkpoint's step are removed. A frozen
+encoder is not saved: it is loaded again.
 """
 
 import json
@@ -16,9 +17,32 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.launch import (any_rank, mean_over_ranks, progress, rank, say, wait_for_all,
-                           world_size)
+from engine.launch import (any_rank, copy_from_first, mean_over_ranks, progress, rank, say,
+                           wait_for_all, world_size)
 from engine.runs import RunError, load_checkpoint, read_log, save_checkpoint, save_json_lines
+
+
+class StepValues:
+    """The losses and the gradient norm of a step, on their way from the GPU to the CPU.
+
+    Reading a value from the GPU waits for everything that was enqueued before. `read` waits for the
+    copy of these values alone, which was enqueued at the end of their step.
+    """
+
+    def __init__(self, step: int, losses: dict[str, torch.Tensor], norm: torch.Tensor, ids: dict):
+        self.step, self.ids = step, ids  # {task: ids of the utterances}, in the order of the losses
+        values = torch.stack([*losses.values(), norm]).detach()
+        # A copy to the CPU that does not block has pinned memory; on a CPU nothing is copied.
+        self.values = values.to("cpu", non_blocking=True)
+        self.copied = torch.cuda.Event() if values.is_cuda else None
+        if self.copied:
+            self.copied.record()
+
+    def read(self) -> list[float]:
+        """The losses in the order of `ids`, then the gradient norm."""
+        if self.copied:
+            self.copied.synchronize()
+        return self.values.tolist()
 
 
 class Session:
@@ -30,8 +54,9 @@ class Session:
         self.steps, self.save_every, self.log_every = steps, save_every, log_every
         self.quiet = quiet or rank() > 0
         self.step = 0
-        self.best = None  # {"value", "step", "model"} of the best evaluation on dev
-        self.last_step = None  # (step, losses, gradient norm, ids), not checked yet
+        # {"value", "step", "model"} of the best evaluation on dev, or of an average of "value" many
+        self.best = None
+        self.last_step = None  # a StepValues that was not checked yet
         self.shown = {}  # figures in the progress bar
         self.bar, self.log = None, None
         self.began = time.time()  # shifted by `resume`, so that earlier time counts
@@ -43,6 +68,7 @@ class Session:
             if "optimizer" in saved:  # else training was complete, and only scores are missing
                 self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.best = saved["step"], saved["best"]
+            torch.set_num_threads(saved.get("threads", torch.get_num_threads()))
             self.began -= saved["seconds"]
             if not self.quiet:
                 say(f"{self.folder.name}: continuing after step {self.step}")
@@ -65,10 +91,9 @@ class Session:
         """
         self.step += 1
         self.check_last_step()
-        losses = {name: loss.detach() for name, loss in losses.items()}
-        self.last_step = self.step, losses, gradient_norm, ids
+        self.last_step = StepValues(self.step, losses, gradient_norm, ids)
         if self.step % self.log_every == 0 or self.step == self.steps:
-            values = mean_over_ranks(torch.stack(list(losses.values()))).tolist()
+            values = mean_over_ranks(torch.stack(list(losses.values())).detach()).tolist()
             self.write_log({"step": self.step, "losses": dict(zip(losses, values)), "lr": rate,
                             "seconds": round(self.seconds(), 2)})
             self.show(loss=f"{sum(values):.2f}", lr=f"{rate:.1e}")
@@ -80,8 +105,9 @@ class Session:
         """
         if self.last_step is None:
             return
-        step, losses, norm, ids = self.last_step
-        bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        step, ids = self.last_step.step, self.last_step.ids
+        *losses, norm = self.last_step.read()
+        bad = [name for name, loss in zip(ids, losses) if not math.isfinite(loss)]
         if bad or not math.isfinite(norm):
             what = f"loss of {', '.join(bad)}" if bad else "gradient"
             named = dict.fromkeys(utterance for name in bad or ids for utterance in ids[name])
@@ -91,9 +117,20 @@ class Session:
                            "new --runs folder (a checkpoint, if there is one, is older)")
 
     def keep_if_best(self, value: float, better) -> None:
-        """Keep a copy of the weights without the encoder's if `value` beats the best so far."""
+        """Keep a copy of the weights if `value` beats the best so far."""
         if self.best is None or better(value, self.best["value"]):
-            self.best = {"value": value, "step": self.step, "model": self._non_encoder_weights()}
+            weights = self._weights(with_encoder=not self.model.encoder.frozen)
+            self.best = {"value": value, "step": self.step, "model": weights}
+
+    def add_to_average(self) -> None:
+        """Keep the average of the weights at this step and at all earlier calls."""
+        weights, count = self._weights(with_encoder=not self.model.encoder.frozen), 1
+        if self.best:
+            count = self.best["value"] + 1
+            for name, mean in self.best["model"].items():
+                mean = mean.to(weights[name].device)  # a resumed run has read it on the CPU
+                weights[name] = mean + (weights[name] - mean) / count  # exact for equal weights
+        self.best = {"value": count, "step": self.step, "model": weights}
 
     def show(self, **figures: str) -> None:
         """Show figures beside the progress bar."""
@@ -123,17 +160,22 @@ class Session:
             raise KeyboardInterrupt(f"{self.folder.name}: stopped after step {self.step} and saved")
 
     def finish(self) -> dict:
-        """Load the best weights, if dev was scored. Save without Adam's state, and return that."""
+        """Load the best weights, if there are any. Save without Adam's state, and return that.
+
+        Only the first process scores dev, so all others receive its weights.
+        """
         if self.best:
-            self.model.load_state_dict(self.best["model"], strict=False)  # it has no encoder
+            self.model.load_state_dict(self.best["model"], strict=False)  # no frozen encoder in it
+            self.best["model"] = self._weights(with_encoder=False)  # `save` writes the encoder once
+        copy_from_first(self.model)
         self.log.close()
         return self.save()
 
     def save(self, **more) -> dict:
         """Write checkpoint.pt and return its content. Raises RunError as `check_last_step` does."""
         self.check_last_step()
-        state = {"step": self.step, "model": self._non_encoder_weights(), "best": self.best,
-                 "seconds": self.seconds(), **more}
+        state = {"step": self.step, "model": self._weights(with_encoder=False), "best": self.best,
+                 "seconds": self.seconds(), "threads": torch.get_num_threads(), **more}
         if not self.model.encoder.frozen:
             state["encoder"] = self.model.encoder.checkpoint()
         if rank() == 0:
@@ -141,10 +183,10 @@ class Session:
         wait_for_all()  # torchrun kills all processes soon after the first one ends
         return state
 
-    def _non_encoder_weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights of everything but the encoder."""
+    def _weights(self, with_encoder: bool) -> dict[str, torch.Tensor]:
+        """A copy of all weights, with or without those of the encoder."""
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()
-                if not name.startswith("encoder.")}
+                if with_encoder or not name.startswith("encoder.")}
 
 
 def restore(model: nn.Module, folder: Path) -> dict:

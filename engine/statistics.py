@@ -1,4 +1,4 @@
-"""Significance over training seeds: paired t-test, false discovery rates."""
+"""Statistics over training seeds: paired t-test, false discovery rates, rank correlation."""
 
 import math
 
@@ -71,3 +71,21 @@ def benjamini_yekutieli(p_values, rate: float) -> list[bool]:
     """
     penalty = sum(1 / k for k in range(1, max(len(p_values), 1) + 1))
     return benjamini_hochberg(p_values, rate / penalty)
+
+
+def spearman(x, y) -> float:
+    """Spearman's rank correlation: the correlation of the ranks; equal values share a mean rank.
+
+    NaN if all values of x or of y are equal.
+    >>> round(spearman([1, 2, 3, 4], [10, 30, 20, 20]), 4)  # ranks 1, 4, 2.5, 2.5: 1.5 / sqrt(22.5)
+    0.3162
+    """
+    ranks = []
+    for values in (x, y):
+        values = np.asarray(values, float)
+        below = (values[None, :] < values[:, None]).sum(1)
+        equal = (values[None, :] == values[:, None]).sum(1)
+        ranks.append(below + (equal + 1) / 2)
+    a, b = (rank - rank.mean() for rank in ranks)
+    scale = math.sqrt((a @ a) * (b @ b))
+    return float(a @ b) / scale if scale else math.nan

@@ -24,6 +24,12 @@ TWO_SPEAKERS = [(0.9, 0.1), (0.8, 0.2), (0.4, 0.2), (0.7, 0.6), (0.9, 0.7), (0.2
                 (0.5, 0.9), (0.5, 0.45), (0.9, 0.9), (0.1, 0.9), (0.1, 0.1), (0.6, 0.3)]
 
 
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch) -> None:
+    """train.py writes no page, which takes seconds; `workshop`, made before, has one."""
+    monkeypatch.setattr("tools.report.write_report", lambda *arguments: None)
+
+
 @pytest.fixture(scope="session")
 def root(tmp_path_factory) -> Path:
     """A nine-task corpus in the real layouts, with a handful of utterances per split."""
@@ -80,10 +86,11 @@ def refused(capsys):
 
 @pytest.fixture(scope="session")
 def workshop(root, tmp_path_factory) -> Path:
-    """A folder with runs/ and figures/: all 28 runs of Table 1, two steps each."""
+    """A folder with runs/ and figures/: all 28 runs of Table 1 and a variant, two steps each."""
     out = tmp_path_factory.mktemp("workshop")
-    folders = ("--runs", out / "runs", "--out", out / "figures")
-    call_train("--scenario", "all", "--data", root, *folders)
+    folders = ("--data", root, "--runs", out / "runs", "--out", out / "figures")
+    call_train("--scenario", "all", "--affinity-every", "1", *folders)
+    call_train("--scenario", "transfer", "--task", "IC", "--interpolate", "0.5", *folders)
     return out
 
 

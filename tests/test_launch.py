@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from conftest import ROOT, SMALL, result
+from engine import launch
 from engine import runs as engine_runs
-from engine.launch import ForgivingStream, friendly_errors, progress
-from engine.runs import RunError, atomic_file, locked
+from engine.launch import ForgivingStream, choose_threads, friendly_errors, progress
+from engine.runs import RunError, atomic_file, load_checkpoint, locked, read_log
+from options import parse_arguments
 
 
 
@@ -101,6 +104,64 @@ def test_cuda_without_a_gpu_is_one_sentence(root, tmp_path):
     command = train_command(root, tmp_path, "--scenario", "ssl", "--task", "KS")
     done = shell(f"{command} --device cuda")
     assert done.returncode == 2 and done.stderr.startswith("error: --device cuda")
+
+
+@pytest.mark.parametrize("computes_bf16, precision", [(True, "bf16"), (False, "fp32")])
+def test_bf16_is_the_default_on_a_gpu_that_computes_it(monkeypatch, computes_bf16, precision):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: computes_bf16)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--scenario", "mtl", "--device", "cuda"])
+    assert parse_arguments("")[1].precision == precision
+
+
+@pytest.fixture
+def two_threads():
+    """PyTorch computes with two threads during a test."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("slow, chosen", [(1, 2), (2, 1)])
+def test_the_faster_number_of_threads_is_kept_and_said(
+    two_threads, monkeypatch, capsys, slow, chosen
+):
+    monkeypatch.setattr(launch, "SECONDS_PER_TRIAL", 0.02)
+    choose_threads(lambda: time.sleep(0.02 if torch.get_num_threads() == slow else 0.001))
+    assert torch.get_num_threads() == chosen
+    assert f"{chosen} of 2 threads: a step takes" in capsys.readouterr().out
+
+
+def test_a_long_step_is_tried_once_and_keeps_all_threads(two_threads, monkeypatch):
+    monkeypatch.setattr(launch, "LONG_STEP", 0.001)
+    steps = []
+    choose_threads(lambda: steps.append(time.sleep(0.002)))
+    assert torch.get_num_threads() == 2 and len(steps) == 1
+
+
+def test_a_run_keeps_its_number_of_threads_and_its_trial_changes_nothing(
+    two_threads, monkeypatch, run_train, tmp_path
+):
+    flags = ("--scenario", "mtl", "--tasks", "KS,SD", "--heads", "fresh")
+    for trials, folder in ((0, tmp_path / "untried"), (2, tmp_path / "tried")):
+
+        def choose(step):
+            for _ in range(trials):
+                step()
+            torch.set_num_threads(1)
+
+        monkeypatch.setattr(train, "choose_threads", choose)
+        run_train(folder, *flags, "--steps", "2")
+        assert torch.get_num_threads() == 2  # after the run
+    untried = load_checkpoint(tmp_path / "untried" / "mtl-SD+KS")
+    tried = load_checkpoint(tmp_path / "tried" / "mtl-SD+KS")
+    assert untried["threads"] == 1
+    assert read_log(tmp_path / "tried" / "mtl-SD+KS")[0] == {"step": 0, "threads": 1}
+    assert all(torch.equal(x, tried["model"][name]) for name, x in untried["model"].items())
+    # It is continued before its test, without another trial.
+    (tmp_path / "tried" / "mtl-SD+KS" / "result.json").unlink()
+    monkeypatch.delattr(train, "choose_threads")
+    run_train(tmp_path / "tried", *flags, "--steps", "2")
+    assert load_checkpoint(tmp_path / "tried" / "mtl-SD+KS")["threads"] == 1
 
 
 def test_control_c_during_the_imports_prints_no_traceback(root, tmp_path):

@@ -1,12 +1,13 @@
 """HuBERT's own loss beside those of the tasks: masks, labels, the loss, and runs with it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import call_train, fake_run, result, run_main
+from conftest import INPUTS, call_train, fake_run, result, run_main
 from test_train import _same
 from torchaudio.models import hubert_pretrain_model
 from torchaudio.models.wav2vec2 import components
@@ -31,8 +32,8 @@ from masked_prediction import (
     span_mask,
 )
 from model import TINY, Hubert
-from results import read_results, table_cells, table_rows
-from scenarios import Run
+from results import baseline_of, read_results, row_name, table_cells, table_rows
+from scenarios import SETTINGS, Run, make_config, vary
 from tasks import TASKS
 
 ARGUMENTS = {k: v for k, v in TINY.items() if k.startswith(("extractor_", "encoder_"))}
@@ -156,28 +157,44 @@ def masked_runs(root, tmp_path_factory):
     runs = tmp_path_factory.mktemp("masked") / "runs"
     for flags in ((), ("--masked-weight", 0.5), ("--masked-weight", 0.5, "--masked-labels",
                                                  "shuffled")):  # fmt: skip
-        call_train("--scenario", "mtl", *FRESH, "--data", root, "--runs", runs, *flags)
+        flags += ("--affinity-every", 1, "--data", root, "--runs", runs)
+        call_train("--scenario", "mtl", *FRESH, *flags)
     return runs
 
 
-def losses(folder):
-    """The losses of each step in the log of a run."""
-    return [json.loads(line)["losses"] for line in open(folder / "log.jsonl")]
+def logged(folder, key):
+    """The values of a key in the log of a run, such as the losses of each step."""
+    rows = [json.loads(line) for line in open(folder / "log.jsonl")]
+    return [row[key] for row in rows if key in row]
 
 
 def test_a_run_with_masked_prediction_has_a_folder_and_a_warm_up_of_its_own(masked_runs):
     assert {path.parent.name for path in masked_runs.glob("*/result.json")} == {
         "mtl-IC+KS",
-        "mtl-IC+KS-masked0.5",
-        "mtl-IC+KS-masked0.5-shuffled",
+        "mtl-IC+KS-masked-0.5",
+        "mtl-IC+KS-masked-0.5-shuffled",
         "ssl-masked-IC+KS",
         "ssl-masked-IC+KS-shuffled",
     }
     warm = load_checkpoint(masked_runs / "ssl-masked-IC+KS")["model"]
-    tuned = load_checkpoint(masked_runs / "mtl-IC+KS-masked0.5")["model"]
+    tuned = load_checkpoint(masked_runs / "mtl-IC+KS-masked-0.5")["model"]
     assert (warm["heads.masked.clusters"] == tuned["heads.masked.clusters"]).all()
     distance = (warm["heads.masked.mask_vector"] - tuned["heads.masked.mask_vector"]).abs().max()
     assert 0 < distance < 0.01  # one step of Adam at 1e-3, so it began there
+
+
+def test_weight_and_labels_are_a_variant_whose_warm_up_has_only_the_labels():
+    setting = replace(SETTINGS["tiny"], masked_weight=0.1, masked_labels="shuffled",
+                      interpolate=0.5, select="dev", mtl_evaluate_every=50)  # fmt: skip
+    run = vary(Run("transfer", ("KS",), "KS"), setting)
+    config = make_config(run, setting, INPUTS)
+    assert config.run == run and run.name == "transfer-KS-select-dev-masked-0.1-shuffled-A0.5"
+    assert row_name(config) == "(c) transfer, select dev, masked 0.1, shuffled, A = 0.5"
+    assert baseline_of(row_name(config)) == "(b-1) MTL all, select dev, masked 0.1, shuffled"
+    assert baseline_of("(a+) SSL, more steps of IC+KS") == "(b-1) MTL of IC+KS"
+    assert config.encoder_run == "leave-one-out-KS-select-dev-masked-0.1-shuffled"
+    assert "ssl-masked-KS-shuffled" in config.built_on[config.encoder_run]["built_on"]
+    assert vary(Run("ssl", ("KS",)), setting) == Run("ssl", ("KS",))
 
 
 def test_weight_0_is_no_flag(masked_runs, run_train):
@@ -189,10 +206,12 @@ def test_weight_0_is_no_flag(masked_runs, run_train):
 
 def test_the_random_numbers_of_the_tasks_stay_what_they_were(masked_runs):
     """The rate of the first step is 0, so two steps see the same weights."""
-    plain = losses(masked_runs / "mtl-IC+KS")
-    masked = losses(masked_runs / "mtl-IC+KS-masked0.5")
+    folders = [masked_runs / "mtl-IC+KS", masked_runs / "mtl-IC+KS-masked-0.5"]
+    plain, masked = (logged(folder, "losses") for folder in folders)
     assert [list(row) for row in masked] == [["IC", "KS", "masked"]] * 2
     assert [{k: v for k, v in row.items() if k != "masked"} for row in masked] == plain
+    plain, masked = (logged(folder, "affinity") for folder in folders)
+    assert masked == plain and len(plain) == 2, "cosines are those of the tasks alone"
 
 
 def test_the_table_compares_rows_with_masked_prediction_among_themselves(tmp_path):
@@ -207,10 +226,10 @@ def test_the_table_compares_rows_with_masked_prediction_among_themselves(tmp_pat
     rows = table_rows(table_cells(read_results(tmp_path)), ["PR", "KS"])
     assert [(row[0], row[1]) for row in rows[1:]] == [
         ("(b-1) MTL all", "90.00 "),
-        ("(b-1) MTL all + 0.1 SSL", "90.00 "),
-        ("(b-1) MTL all + 0.1 shuffled SSL", "90.00 "),
+        ("(b-1) MTL all, masked 0.1", "90.00 "),
+        ("(b-1) MTL all, masked 0.1, shuffled", "90.00 "),
         ("(b-2) all but KS", "90.00 "),
-        ("(b-2) all but KS + 0.1 SSL", "80.00+"),
+        ("(b-2) all but KS, masked 0.1", "80.00+"),
     ]
     found = find_runs(tmp_path, [0], tuple(TASKS))
     assert len(found["mtl-all"]) == 1, "Fig. 2 compares runs without masked prediction"
@@ -228,8 +247,8 @@ def test_the_audio_of_the_left_out_task_is_never_heard(run_train, tmp_path, monk
     run_train(tmp_path, "--scenario", "leave-one-out", *command)
     assert heard == {"ER", "IC"}
     run_train(tmp_path, "--scenario", "transfer", *command)
-    config = json.loads((tmp_path / "transfer-KS-of-ER+IC+KS-masked1" / "config.json").read_text())
-    encoder_run = config["built_on"]["leave-one-out-KS-of-ER+IC+KS-masked1"]
+    config = json.loads((tmp_path / "transfer-KS-of-ER+IC+KS-masked-1" / "config.json").read_text())
+    encoder_run = config["built_on"]["leave-one-out-KS-of-ER+IC+KS-masked-1"]
     assert config["encoder_run"] in config["built_on"] and list(config["hidden"]) == ["KS"]
     assert encoder_run["built_on"]["ssl-masked-KS-of-ER+IC+KS"]["tasks"] == ["ER", "IC"]
 
@@ -252,7 +271,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(run_train, tmp_path, monkey
         with pytest.raises(SystemExit):
             run_train(tmp_path / "broken", *command)
     run_train(tmp_path / "broken", *command)
-    for name in ("ssl-masked-IC+KS", "mtl-IC+KS-masked1"):
+    for name in ("ssl-masked-IC+KS", "mtl-IC+KS-masked-1"):
         assert _same(tmp_path / "whole" / name, tmp_path / "broken" / name)
 
 
@@ -262,6 +281,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(run_train, tmp_path, monkey
         ("--scenario control --masked-weight 1", "control does not"),
         ("--scenario ssl --task KS --masked-weight 1", "ssl does not"),
         ("--scenario mtl --masked-weight 1 --weighting uncertainty", "--weighting uncertainty"),
+        ("--scenario mtl --masked-weight 1 --weighting pcgrad", "--weighting pcgrad"),
         ("--scenario mtl --masked-labels shuffled", "needs a --masked-weight"),
     ],
 )
@@ -282,20 +302,14 @@ def test_a_warm_up_has_nothing_to_score_and_no_answers(masked_runs, output_of, r
     assert json.loads(printed) == {}
     clip = min(root.glob("speech_commands_v0.01/yes/*.wav"))
     refused(run_main, [predict.main, clip, "--run", folder], "has no head of a task")
-    tuned = masked_runs / "mtl-IC+KS-masked0.5"
+    tuned = masked_runs / "mtl-IC+KS-masked-0.5"
     assert "KS" in output_of(run_main, predict.main, clip, "--run", tuned)
     flags = ("--table", "--layers", "--curves", "--runs", masked_runs, "--out", masked_runs / "f")
     printed = output_of(run_main, evaluate.main, *flags)
-    assert "+ 0.5 SSL" in printed and "masked prediction" not in printed
+    assert ", masked 0.5" in printed and "masked prediction" not in printed
 
 
 def test_a_dry_run_tries_masked_prediction(run_train, tmp_path, output_of):
     command = ("--scenario", "mtl", *FRESH, "--masked-weight", "1", "--dry-run")
     printed = output_of(run_train, tmp_path, *command)
     assert "all, masked" in printed and "2 runs to make" in printed
-
-
-def test_gradient_surgery_works_with_masked_prediction(run_train, tmp_path):
-    command = ("--scenario", "mtl", *FRESH, "--masked-weight", "1", "--weighting", "pcgrad")
-    run_train(tmp_path, *command)
-    assert result(tmp_path, "mtl-IC+KS-masked1")["metrics"].keys() == {"IC", "KS"}

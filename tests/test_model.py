@@ -410,6 +410,8 @@ def test_narrow_features_lose_the_same_share_of_dimensions_and_the_input_is_not_
 class StubHead(nn.Module):
     """Regression on the mean over time: nothing of a padded frame reaches the loss."""
 
+    loss_waits = False
+
     def __init__(self, dim, outputs, frame_aligned=False):
         super().__init__()
         self.linear, self.frame_aligned = nn.Linear(dim, outputs), frame_aligned
@@ -679,6 +681,26 @@ def test_with_a_random_key_the_order_in_which_heads_are_computed_does_not_matter
         assert not torch.equal(losses[task], multitask(cached, random_key=(0, 8, 0))[task])
 
 
+def test_heads_whose_loss_waits_are_computed_last_and_nothing_else_changes(monkeypatch):
+    multitask, batches, computed = three_tasks(augment=True), step(), []
+    multitask.time_mask_width = 3  # of 18 frames
+    compute = multitask.loss
+
+    def note(task, *arguments):
+        computed.append(task)
+        return compute(task, *arguments)
+
+    monkeypatch.setattr(multitask, "loss", note)
+    outcomes = []
+    for waits in (False, True):
+        multitask.heads["a"].loss_waits = waits
+        losses = multitask(batches, random_key=(0, 7, 0))
+        assert list(losses) == ["a", "b", "c"]
+        outcomes.append([*losses.values(), gradient(multitask, losses.values())])
+    assert computed == ["a", "b", "c", "b", "c", "a"]
+    assert all(torch.equal(one, other) for one, other in zip(*outcomes))
+
+
 def test_with_a_random_key_the_encoder_drops_out_the_same_and_without_one_nothing_is_seeded():
     multitask, batches = three_tasks(augment=True, encoder_dropout=0.5), step()
     multitask.time_mask_width = 3  # of 18 frames
@@ -691,6 +713,24 @@ def test_with_a_random_key_the_encoder_drops_out_the_same_and_without_one_nothin
     other = multitask(batches)
     assert all(torch.equal(same[task], expected[task]) for task in "abc")
     assert not any(torch.equal(other[task], expected[task]) for task in "abc")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_layers_that_are_computed_again_have_the_same_dropout_losses_and_gradients(bf16):
+    dropout = dict.fromkeys(
+        ("encoder_dropout", "encoder_attention_dropout", "encoder_ff_interm_dropout"), 0.3)
+    multitask, batches, outcomes, calls = three_tasks(augment=True, **dropout), step(), [], []
+    for module in (multitask.encoder.feature_extractor,
+                   multitask.encoder.encoder.transformer.layers[0]):
+        module.register_forward_pre_hook(lambda *_: calls.append(1))
+    for again in (False, True):
+        multitask.encoder.checkpoint_activations = again
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses = multitask(batches, random_key=(0, 7, 0))
+        slope = gradient(multitask, losses.values())
+        outcomes.append([*losses.values(), slope, torch.rand(1)])  # the next random number
+    assert len(calls) == 6  # each once, then twice
+    assert all(torch.equal(kept, computed) for kept, computed in zip(*outcomes))
 
 
 def test_spec_augment_lets_the_gradient_through():

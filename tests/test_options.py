@@ -87,15 +87,17 @@ def test_the_table_says_that_updates_were_scaled(run_train, tmp_path, output_of)
     assert (config.steps, config.scale) == (2, 0.1)
 
 
-def test_scores_on_dev_during_mtl_change_nothing_but_the_log(run_train, tmp_path):
+def test_scores_on_dev_and_affinities_during_mtl_change_nothing_but_the_log(run_train, tmp_path):
     with_dev, without = tmp_path / "with", tmp_path / "without"
-    run_train(with_dev, *MTL, "--mtl-evaluate-every", "1")
+    run_train(with_dev, *MTL, "--mtl-evaluate-every", "1", "--affinity-every", "2")
     run_train(without, *MTL)
     assert result(with_dev, "mtl-PR+KS")["weights"] == result(without, "mtl-PR+KS")["weights"]
     rows = [row for row in read_log(with_dev / "mtl-PR+KS") if "dev" in row]
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["dev"].keys() == {"PR", "KS"} and rows[0]["dev"]["KS"].keys() == {"acc"}
     assert not any("dev" in row for row in read_log(without / "mtl-PR+KS"))
+    (row,) = [row for row in read_log(with_dev / "mtl-PR+KS") if "affinity" in row]
+    assert row["step"] == 2 and row["affinity"].keys() == {"PR", "KS"}
 
 
 def test_the_optimizer_has_each_trained_parameter_once(workshop):

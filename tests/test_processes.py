@@ -1,6 +1,7 @@
-"""Several processes: the log holds the mean of all, and all of them stop together."""
+"""Several processes: the log holds the mean of all, all stop together, all have one result."""
 
 import json
+import operator
 import os
 from pathlib import Path
 
@@ -21,7 +22,10 @@ class Model(nn.Module):
 
 
 def one_process(rank: int, port: int, folder: str) -> None:
-    """A step whose loss is 2 * rank; then the second process alone receives a signal."""
+    """A step whose loss is 2 * rank; then the second process alone receives a signal.
+
+    The weight that is selected is 0; the last one is 5.
+    """
     os.environ.update(RANK=str(rank), WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo")
@@ -38,13 +42,19 @@ def one_process(rank: int, port: int, folder: str) -> None:
         session.save_when_due([15] if rank == 1 else [])
     except KeyboardInterrupt:
         Path(folder, f"stopped-{rank}").touch()
+    if rank == 0:  # it alone scores dev
+        session.keep_if_best(1.0, operator.gt)
+    nn.init.constant_(model.weight, 5.0)
+    session.finish()
+    torch.save(model.weight, f"{folder}/weight-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_the_log_is_the_mean_over_processes_and_all_stop_after_one_signal(tmp_path):
+def test_processes_log_their_mean_stop_after_one_signal_and_have_the_selected_weights(tmp_path):
     port = 28_900 + os.getpid() % 90
     torch.multiprocessing.spawn(one_process, (port, str(tmp_path)), nprocs=2)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["losses"]["a"] for row in rows] == [1.0] * 10  # of 0 and 2
     assert (tmp_path / "stopped-0").exists() and (tmp_path / "stopped-1").exists()
     assert (tmp_path / "checkpoint.pt").exists()
+    assert [torch.load(tmp_path / f"weight-{rank}.pt").item() for rank in (0, 1)] == [0.0, 0.0]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ from engine.frozen import cache_states
 from engine.runs import load_checkpoint, save_result
 from masked_prediction import CLUSTERS, MASKED, MaskedPrediction
 from model import TINY, MultiTask, load_encoder, random_encoder
-from scenarios import SETTINGS, Run, in_stages, make_config, scenario_runs, with_prerequisites
+from scenarios import (SETTINGS, Run, in_stages, make_config, more_targets, scenario_runs,
+                       with_prerequisites)
 from tasks import TASKS
-from train import backward, more_targets
-from weighting import pcgrad_backward
+from weighting import backward, measure_affinity, pcgrad_backward
 
 
 
@@ -310,11 +311,19 @@ def test_a_killed_run_resumes_to_the_same_bits(run_train, root, tmp_path):
     assert _same(tmp_path / "whole" / "mtl-PR+SD+KS", tmp_path / "broken" / "mtl-PR+SD+KS")
 
 
+def test_a_run_with_checkpointed_activations_is_the_same(run_train, tmp_path):
+    flags = ("--scenario", "mtl", "--tasks", "KS,SD", "--heads", "fresh")
+    run_train(tmp_path / "kept", *flags)
+    run_train(tmp_path / "again", *flags, "--checkpoint-activations")
+    assert _same(tmp_path / "kept" / "mtl-SD+KS", tmp_path / "again" / "mtl-SD+KS")
+
+
 def _gradients(rank: int, world: int, parts: int, port: int, root: str, out: str) -> None:
     """One process of `world`: the gradient of one update over all processes, without dropout.
 
     Each process reads its share in `parts` parts. The cases are MTL, MTL of two tasks with masked
-    prediction, and each task with a frozen encoder.
+    prediction, and each task with a frozen encoder. The affinities of MTL come first, which must
+    leave no trace in its gradient.
     """
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -340,8 +349,10 @@ def _gradients(rank: int, world: int, parts: int, port: int, root: str, out: str
         streams = {name: Stream(corpora[name], 4, 0) for name in names}
         run = Run("mtl", tuple(names), masked_weight=2.0 if case == MASKED else 0.0)
         config = make_config(run, SETTINGS["tiny"], INPUTS)
-        steps = Steps(streams, rank, world, parts, more_targets(config, model))
-        backward(net, model, config, 1, steps[1])
+        batches = Steps(streams, rank, world, parts, more_targets(config, model))[1]
+        if case == "MTL":
+            found["affinity"] = measure_affinity(model, config, 1, batches)
+        backward(net, model, config, 1, batches)
         found[case] = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
     if rank == 0:
         torch.save(found, out)
@@ -373,16 +384,27 @@ def test_processes_and_parts_that_share_a_batch_have_the_gradient_of_the_whole(
         assert (whole[key] - shared[key]).abs().max() <= 2e-6 * largest, key
 
 
+@pytest.mark.parametrize("processes, parts", [(2, 1), (1, 4), (2, 2)])
+def test_processes_and_parts_have_the_affinities_of_the_whole(gradients, processes, parts):
+    whole, shared = gradients[1, 1]["affinity"], gradients[processes, parts]["affinity"]
+    assert whole.keys() == set(TASKS)
+    for task, cosines in whole.items():
+        assert cosines[task] == 1 and shared[task] == pytest.approx(cosines, abs=2e-4)
+
+
 def test_gradient_surgery_leaves_no_conflict_of_two_tasks(root):
+    """The two gradients come from a common forward pass here, and from one per task in train.py."""
     corpora = {name: TASKS[name].read(str(root), "train") for name in ("KS", "PR")}
     torch.manual_seed(0)
-    encoder = random_encoder(TINY, seed=0)
+    # The encoder's dropout masks depend on which tasks are in a forward pass; other masks do not.
+    no_dropout = {"encoder_dropout": 0.0, "encoder_projection_dropout": 0.0}
+    encoder = random_encoder(TINY | no_dropout)
     model = MultiTask(
         encoder,
         {name: TASKS[name].head(encoder.dim, c.classes, 16) for name, c in corpora.items()},
-        augment=False,
+        time_mask_width=3,
     )
-    model.eval()  # no dropout; the gradient is the same otherwise
+    forward = partial(model, random_key=(0, 1, 0))
     batches = {name: collate(corpus, [(0, 0), (1, 1)]) for name, corpus in corpora.items()}
     shared = [p for p in (*encoder.parameters(), *model.layer_sum.parameters())]
 
@@ -391,12 +413,12 @@ def test_gradient_surgery_leaves_no_conflict_of_two_tasks(root):
             [g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)]
         )
 
-    g, h = (gradient(loss) for loss in model(batches).values())
+    g, h = (gradient(loss) for loss in forward(batches).values())
     if g @ h > 0:  # make a conflict, if the two tasks happen to agree
         model.heads["PR"].output.weight.data *= -1
-        g, h = (gradient(loss) for loss in model(batches).values())
+        g, h = (gradient(loss) for loss in forward(batches).values())
     expected = g + h if g @ h > 0 else g - (g @ h) / (h @ h) * h + h - (g @ h) / (g @ g) * g
-    pcgrad_backward(model(batches), model, key=0)
+    pcgrad_backward(forward, batches, model, key=0)
     found = torch.cat([p.grad.flatten() for p in shared])
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-3)
     assert all(p.grad is not None for p in model.heads.parameters())

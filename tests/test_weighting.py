@@ -1,5 +1,6 @@
 """Weights of losses; gradient surgery on worked vectors. test_train.py has two real tasks."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -81,23 +82,57 @@ def test_the_order_of_three_tasks_follows_from_the_key():
     assert len(set(totals)) > 1
 
 
+def test_the_sum_of_projected_gradients_is_that_of_the_papers_loop():
+    gradients = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double()
+    for key in range(20):
+        generator, expected = torch.Generator().manual_seed(key), 0
+        for i, projected in enumerate(gradients):
+            for j in torch.randperm(6, generator=generator).tolist():
+                dot_product = projected @ gradients[j]
+                if j != i and dot_product < 0:
+                    projected = projected - dot_product / gradients[j].norm() ** 2 * gradients[j]
+            expected = expected + projected
+        torch.testing.assert_close(combined(gradients, key), expected)
+
+
+def losses_of(model: Model, batches: dict) -> dict:
+    """The losses of "a", which uses all shared parameters, and of "b", which uses the encoder."""
+    found = {}
+    for task, x in batches.items():
+        h = model.encoder(x)
+        found[task] = model.heads[task](model.layer_sum(h) if task == "a" else h).sum()
+    return found
+
+
+def surgery(seed: int) -> list[torch.Tensor]:
+    """All gradients of a random model after gradient surgery."""
+    torch.manual_seed(seed)
+    model, batches = Model(), {"a": torch.randn(1, 2), "b": torch.randn(1, 2)}
+    pcgrad_backward(partial(losses_of, model), batches, model, key=0)
+    return [parameter.grad for parameter in model.parameters()]
+
+
 def test_a_shared_parameter_that_a_task_does_not_use_gets_no_gradient_from_it():
     torch.manual_seed(0)
     model, x = Model(), torch.tensor([[1.0, 2.0]])
-
-    def losses():
-        h = model.encoder(x)
-        return {
-            "a": model.heads["a"](model.layer_sum(h)).sum(),
-            "b": model.heads["b"](h).sum(),
-        }
-
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.abs_()  # no conflict, so surgery is the plain sum
-    pcgrad_backward(losses(), model, key=0)
+    losses = pcgrad_backward(partial(losses_of, model), {"a": x, "b": x}, model, key=0)
     found = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    sum(losses().values()).backward()
+    expected = losses_of(model, {"a": x, "b": x})
+    sum(expected.values()).backward()
+    assert losses == expected
     for gradient, parameter in zip(found, model.parameters()):
         torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_gradients_are_averaged_over_processes_before_surgery(monkeypatch):
+    """The other process has the same batches, so the average is what one process has."""
+    expected = surgery(seed=1)
+    both = SimpleNamespace(is_initialized=lambda: True, get_world_size=lambda: 2,
+                           all_reduce=lambda tensor: tensor.mul_(2))
+    monkeypatch.setattr(weighting, "dist", both)
+    for ours, alone in zip(surgery(seed=1), expected):
+        assert torch.equal(ours, alone)

@@ -1,6 +1,7 @@
 """The pictures of graphs.py: Fig. 2 (fig2.svg, fig2.png, *.dot) and all changes.
 
 changes.png has them with their intervals, sorted; matrix.png as in Table 1, source by target.
+affinity.png has the cosines between the gradients of the tasks.
 """
 
 import json
@@ -51,6 +52,7 @@ def draw_graph(axes: Axes, edges: list[Edge], tasks: list[str]) -> None:
         axes.add_patch(FancyArrowPatch(
             places[start], places[end], connectionstyle=f"arc3,rad={bend}", shrinkA=21, shrinkB=24,
             arrowstyle="-|>", mutation_scale=7 + 2.6 * points, linewidth=points, capstyle="butt",
+            gid=f"edge-{edge.change.source}-{edge.change.target}",  # its name in the SVG file
             color=COLOURS[edge.change.graph], linestyle=DASHES if edge.is_dashed else "-",
             alpha=0.5 if edge.is_dashed else 1,
             zorder=(2 if edge.is_dashed else 3) - points / 9))  # thin edges lie on thick ones
@@ -79,6 +81,13 @@ def draw(edges: list[Edge], tasks: list[str], title: str) -> Figure:
     figure.legend(handles=legend, title=title, loc="lower center", ncols=len(legend), frameon=False,
                   fontsize=8, columnspacing=1.4)
     return figure
+
+
+def on_circle(changes: Iterable[Change]) -> list[str]:
+    """The tasks that are compared; those of a group are neighbours on the circle."""
+    compared = {task for change in changes for task in (change.source, change.target)}
+    tasks = [task for task in TASKS if task in compared]
+    return sorted(tasks, key=lambda task: TASKS[task].group)
 
 
 def significance_labels(changes: Iterable[Change]) -> tuple[str, str]:
@@ -204,6 +213,27 @@ def matrix_legend(changes: list[Change]) -> list:
     return handles
 
 
+def draw_affinity(cosines: np.ndarray, tasks: list[str], title: str) -> Figure:
+    """The mean cosine between the gradients of each two tasks: cosines (tasks, tasks)."""
+    size = len(tasks)
+    figure = Figure(figsize=(max(5, 1.6 + 0.55 * size), 1.4 + 0.45 * size), layout="constrained")
+    axes = figure.subplots()
+    others = np.where(np.eye(size, dtype=bool), np.nan, cosines)
+    largest = np.nanmax(np.abs(others))
+    image = axes.imshow(others, cmap="RdBu", vmin=-largest, vmax=largest)
+    for y in range(size):
+        for x in range(size):
+            if x != y:
+                strong = abs(cosines[y, x]) > 0.6 * largest
+                axes.text(x, y, f"{cosines[y, x]:.2f}", ha="center", va="center", fontsize=7,
+                          color="white" if strong else DARK)
+    axes.set_xticks(range(size), tasks)
+    axes.set_yticks(range(size), tasks)
+    figure.colorbar(image, label="cosine between gradients")
+    axes.set_title(title, fontsize=8)
+    return figure
+
+
 def dot(graph: str, edges: list[Edge], tasks: list[str]) -> str:
     """One graph in the language of Graphviz (`dot -Tpdf hurt.dot`)."""
     lines = [f"digraph {graph} {{ layout=circo;"]
@@ -219,9 +249,7 @@ def dot(graph: str, edges: list[Edge], tasks: list[str]) -> str:
 
 def write_files(changes: list[Change], edges: list[Edge], title: str, out: Path) -> None:
     """Write all files of graphs.py. The same changes give the same bytes."""
-    compared = {task for change in changes for task in (change.source, change.target)}
-    tasks = [task for task in TASKS if task in compared]
-    tasks.sort(key=lambda task: TASKS[task].group)  # a group's tasks are neighbours on the circle
+    tasks = on_circle(changes)
     out.mkdir(parents=True, exist_ok=True)
     entries = [json.dumps(edge.as_json()) for edge in edges]
     (out / "edges.json").write_text("[\n" + ",\n".join(entries) + "\n]\n")

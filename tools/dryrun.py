@@ -30,9 +30,11 @@ from scenarios import (
     Setting,
     build_model,
     make_config,
+    more_targets,
     with_prerequisites,
 )
-from train import backward, freeze, make_optimizer, more_targets
+from train import freeze, make_optimizer
+from weighting import backward
 
 ENCODED = 4  # utterances of each task that the frozen encoder encodes
 KINDS = {"ssl-masked": "all, masked", "mtl": "all at once", "leave-one-out": "all at once",
@@ -93,6 +95,7 @@ def estimate(what: str, run: Run, config: RunConfig, options: Options) -> Estima
     classes = {name: sets["train"].classes for name, sets in corpora.items()}
     model = build_model(config, encoder, classes)
     freeze(model, config)
+    model.encoder.checkpoint_activations = options.checkpoint_activations
     model.to(device).train()
     streams = {name: Stream(corpora[name]["train"], config.batch[name] * config.accumulate)
                for name in run.tasks}

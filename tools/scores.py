@@ -1,7 +1,8 @@
-"""Plots of test scores: python evaluate.py --summary (--paper), --confusion."""
+"""Plots of test scores: python evaluate.py --summary (--paper), --confusion, --interpolation."""
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from engine.launch import say
 from engine.runs import RunError
 from graphs import PAPER
-from results import CONSTANT, Result, row_name, row_order, table_cells
+from results import CONSTANT, Result, interval, row_name, row_order, table_cells
 from tasks import ACCURACY, TASKS
 from tools.plots import COLUMNS, SMALL, name_runs
 
@@ -103,10 +104,10 @@ def draw_part(part: SubFigure, columns: list[tuple], cells: dict, constant: dict
 def look(row: str) -> dict:
     """Marker and colour of a row; hollow if the experiment has fewer than all tasks.
 
-    With masked prediction ("+ 0.1 SSL") it is filled below; with shuffled labels, on the left.
+    With masked prediction ("masked 0.1") it is filled below; with shuffled labels, on the left.
     """
     marker = dict(LOOKS[row.split()[0]])
-    if " + " in row:
+    if ", masked " in row:
         marker["fillstyle"] = "left" if "shuffled" in row else "bottom"
     first_task = row.rpartition(" of ")[2].split("+")[0]
     return marker | {"markerfacecolor": "white" if first_task in TASKS else marker["color"]}
@@ -243,3 +244,50 @@ def draw_counts(axes: Axes, counts: np.ndarray, classes: list[str]) -> None:
     axes.tick_params(labelsize=SMALL, length=0)
     axes.set_xlabel("answer", fontsize=SMALL)
     axes.set_ylabel("reference (utterances)", fontsize=SMALL)
+
+
+# Interpolation of weights
+
+
+def plot_interpolation(results: list[Result]) -> Figure:
+    """One panel per left-out task: its score in (c) over A, the share of (b-2) in the encoder.
+
+    A panel has the seeds that all its values of A have. The 95 % intervals are a bootstrap over
+    seeds and utterances. Raises RunError if no panel has two values of A.
+    """
+    transfers = [result for result in results if result.config.scenario == "transfer"]
+    transfers.sort(key=lambda result: list(TASKS).index(result.config.left_out))
+    panels = {}  # name of the run without seed and A -> A -> seed -> result
+    for result in transfers:
+        run = result.config.run
+        panel = panels.setdefault(replace(run, seed=0, interpolate=1.0).name, {})
+        panel.setdefault(run.interpolate, {})[run.seed] = result
+    panels = {name: panel for name, panel in panels.items() if len(panel) > 1}
+    if not panels:
+        raise RunError("no task has two runs of (c) that differ in A; python train.py --scenario "
+                       "transfer --interpolate 0.5 makes one")
+    rows = math.ceil(len(panels) / 3)
+    figure = Figure(figsize=(9, 2.1 * rows + 0.5), layout="constrained")
+    figure.supxlabel("A: share of (b-2) in the encoder, the rest is HuBERT", fontsize=9)
+    for place, (name, panel) in enumerate(panels.items(), 1):
+        draw_interpolation(figure.add_subplot(rows, min(3, len(panels)), place), name, panel)
+    return figure
+
+
+def draw_interpolation(axes: Axes, name: str, panel: dict[float, dict[int, Result]]) -> None:
+    """The curve of one task; `panel` is {A: {seed: result}}."""
+    seeds = sorted(set.intersection(*map(set, panel.values())))
+    if not seeds:
+        raise RunError(f"{name}: no seed has a run for each A in {sorted(panel)}; train the others")
+    means = []
+    for share, runs in sorted(panel.items()):
+        runs = [runs[seed] for seed in seeds]
+        task = TASKS[runs[0].config.left_out]
+        metric = task.metrics[task.graph_metric]
+        means.append(np.mean([run.metrics[task.name][metric.name] for run in runs]))
+        axes.vlines(share, *interval(runs, task.name, metric.name), linewidth=1.2)
+    axes.plot(sorted(panel), means, "o-", markersize=4)
+    axes.set_title(f"{name}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", fontsize=9)
+    axes.set_ylabel(f"{metric.heading}, %", fontsize=8)
+    axes.set_xticks(sorted(panel))
+    axes.tick_params(labelsize=SMALL)
