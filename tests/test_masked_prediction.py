@@ -21,16 +21,8 @@ from batches import Batch
 from engine.audio import mfcc_frames
 from engine.runs import load_checkpoint
 from graphs import find_runs
-from masked_prediction import (
-    CLUSTERS,
-    MASKED,
-    SPAN,
-    MaskedPrediction,
-    find_clusters,
-    masked_batch,
-    nearest_cluster,
-    span_mask,
-)
+from masked_prediction import (CLUSTERS, MASKED, SPAN, MaskedPrediction, find_clusters,
+                               masked_batch, nearest_cluster, span_mask)
 from model import TINY, Hubert
 from results import baseline_of, read_results, row_name, table_cells, table_rows
 from scenarios import SETTINGS, Run, make_config, vary
