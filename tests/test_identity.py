@@ -9,7 +9,7 @@ import torch
 
 import evaluate
 from conftest import call_train, result, run_main
-from engine.runs import differences
+from engine.runs import FORMAT, differences
 from model import TINY, encoder_digest, random_encoder
 from options import task_names
 from scenarios import is_small
@@ -127,7 +127,7 @@ def test_an_older_format_is_one_sentence(ssl_run, run_train, refused):
     del saved["format"]
     config.write_text(json.dumps(saved))
     command = ("--scenario", "ssl", "--task", "KS")
-    refused(run_train, [ssl_run, *command], "format 1", "format 2", "new --runs")
+    refused(run_train, [ssl_run, *command], "format 1", f"format {FORMAT}", "new --runs")
 
 
 def test_differences_name_the_way_down():

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as xml
+from dataclasses import replace
 
 import pytest
 from conftest import INPUTS, fake_run, run_main
@@ -20,7 +21,7 @@ from results import read_results
 from scenarios import SETTINGS, Run, make_config
 from tasks import TASKS
 from tools.report import fig2_html, part, table_html, write_report
-from tools.utterances import SECONDS, answer_html, choose, is_wrong, utterances_html
+from tools.utterances import SECONDS, answer_html, choose, is_wrong, runs_of, utterances_html
 
 ALL = tuple(TASKS)
 MTL = Run("mtl", ALL)
@@ -177,6 +178,15 @@ def test_a_task_has_three_utterances_with_the_answers_of_a_b1_and_c(runs, root, 
     assert shown.count("<audio controls") == (6 if task == "ASV" else 3)
     for row in ("(a) SSL", "(b-1) MTL all", "(c) transfer"):
         assert len(re.findall(f"[✓✗] {re.escape(row)}", shown)) == 3
+
+
+def test_runs_of_the_most_tasks_answer_and_those_of_the_paper_before_their_variants(tmp_path):
+    pair = ("IC", "KS")
+    for run in (Run("mtl", pair, universe=pair), MTL, replace(MTL, select="dev"),
+                replace(MTL, seed=1)):
+        fake_run(tmp_path, run, {"KS": {"acc": [[1, 1]]}})
+    (chosen,) = runs_of("KS", read_results(tmp_path))
+    assert chosen.path.name == "mtl-all"
 
 
 def test_without_the_data_of_the_runs_there_are_no_players_and_the_page_says_so(

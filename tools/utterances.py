@@ -59,12 +59,14 @@ def utterances_html(task: Task, results: list[Result], data: Path | None) -> str
 def runs_of(task: str, results: list[Result]) -> list[Result]:
     """The first run of each of (a), (b-1) and (c) that has a head for the task and the same data.
 
-    Raises RunError if there is none.
+    Runs of the most tasks come first, and those of the paper before their variants. Raises RunError
+    if there is none.
     """
     chosen = []
     for scenario in ("ssl", "mtl", "transfer"):
         found = [run for run in results if run.config.scenario == scenario and task in run.metrics]
-        found.sort(key=lambda run: (run.config.fold, run.config.seed))
+        found.sort(key=lambda run: (-len(run.config.universe), run.config.run.variant,
+                                    run.config.fold, run.config.seed))
         if chosen:
             found = [run for run in found if run.config.data[task] == chosen[0].config.data[task]]
         chosen += found[:1]
