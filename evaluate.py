@@ -130,11 +130,14 @@ def finished_config(folder: Path) -> RunConfig:
 def load_run(folder: Path, config: RunConfig) -> tuple[MultiTask, dict[str, Corpus]]:
     """The trained model of a run in evaluation mode, and {task: corpus without utterances}.
 
-    Such a corpus says how audio is loaded and how an output of the head is decoded.
+    Such a corpus says how audio is loaded and how an output of the head is decoded. Raises RunError
+    if the run has no head of a task.
     """
     inputs = {}
     for name, fields in read_json(folder / "inputs.json").items():
         inputs[name] = Corpus(name, [], **fields)
+    if not inputs:
+        raise RunError(f"{folder} has no head of a task")
     encoder = load_trained_encoder(folder, config)
     model = build_model(config, encoder, {name: corpus.classes for name, corpus in inputs.items()})
     restore(model, folder)

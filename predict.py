@@ -31,7 +31,6 @@ def predict(folder: Path, paths: list[str], tasks: list[str]) -> list[dict]:
     """
     model, corpora = load_run(folder, finished_config(folder))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    check(corpora, f"{folder} has no head of a task")
     corpora, rows = {name: corpora[name] for name in corpora if name in tasks}, []
     for path in paths:
         for name, (features, frames) in encode_file(model, path, corpora).items():
