@@ -192,21 +192,28 @@ def find_discoveries(changes: list[Change]) -> list[Change]:
 def read_affinities(runs: list[Result], universe: tuple[str, ...]) -> dict[int, np.ndarray]:
     """{seed: mean cosines of the tasks' gradients (tasks, tasks)} of the runs that logged them.
 
-    Raises RunError if none did, or if a log is damaged.
+    A step in which a task had no gradient has no cosine with it. Raises RunError if no run logged
+    them, if a log is damaged, or if two tasks have no cosine in any step.
     """
     found = {}
     for run in runs:
         rows = [row["affinity"] for row in read_log(run.path) if "affinity" in row]
         total = np.zeros((len(universe), len(universe)))
+        counts = np.zeros_like(total)
         try:
             for row in rows:
                 for i, task in enumerate(universe):
-                    total[i] += [row[task][other] for other in universe]
-        except (KeyError, TypeError) as error:
+                    cosines = np.array([row[task][other] for other in universe], float)
+                    total[i] += np.nan_to_num(cosines)  # None is NaN here
+                    counts[i] += ~np.isnan(cosines)
+        except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{run.path / 'log.jsonl'} is damaged ({error!r}); delete {run.path} "
                            "and train again") from error
+        if rows and not counts.all():
+            raise RunError(f"{run.path}: a task had no gradient in any of the logged steps; train "
+                           "with a smaller --affinity-every in a new --runs folder")
         if rows:
-            found[run.config.seed] = total / len(rows)
+            found[run.config.seed] = total / counts
     if not found:
         raise RunError("no run of (b-1) has affinities in its log; train one in a new folder: "
                        "python train.py --scenario all --affinity-every 10 --runs FOLDER")

@@ -5,6 +5,7 @@ cites (Section 1) and the released code has. Shared parameters: the encoder and 
 All others belong to one head. DIFFERS marks a deviation from the authors' released code.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -193,17 +194,21 @@ def measure_affinity(model: MultiTask, config: RunConfig, step: int,
                      parts: list[dict]) -> dict[str, dict[str, float]]:
     """The cosine between the gradients of each two tasks on the shared weights, for one update.
 
-    {task: {task: cosine}}. Nothing else changes: no gradient is left, and each update seeds its own
-    random numbers. DDP takes no part in it: `shared_gradients` averages over processes.
+    {task: {task: cosine}}; None if one of the two gradients is 0, as of a loss that is 0. Nothing
+    else changes: no gradient is left, and each update seeds its own random numbers. DDP takes no
+    part in it: `shared_gradients` averages over processes.
     """
     gradients = 0.0
     for forward, batches in zip(forward_passes(model, model, config, step, parts), parts):
         tasks = {task: batches[task] for task in config.tasks}  # without masked prediction
         gradients = gradients + shared_gradients(forward, tasks, model)[1]
     model.zero_grad()
+    # A cosine does not depend on lengths. Without this, squares of a small gradient would be 0.
+    gradients = gradients / gradients.abs().amax(1, keepdim=True)  # NaN without a gradient
     products = gradients @ gradients.T  # (tasks, tasks)
-    lengths = products.diag().sqrt().clamp(min=1e-30)
+    lengths = products.diag().sqrt()
     affinity = {}
     for task, row in zip(config.tasks, (products / lengths / lengths[:, None]).tolist()):
-        affinity[task] = {other: round(cosine, 4) for other, cosine in zip(config.tasks, row)}
+        affinity[task] = {other: None if math.isnan(cosine) else round(cosine, 4)
+                          for other, cosine in zip(config.tasks, row)}
     return affinity

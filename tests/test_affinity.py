@@ -1,16 +1,21 @@
 """Cosines between the gradients of tasks, and their correlation with the changes of Fig. 2."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import graphs
+import weighting
 from conftest import fake_run, run_main
-from engine.runs import read_log
+from engine.runs import RunError, read_log
 from engine.statistics import spearman
-from graphs import Change, affinity_correlation
+from graphs import Change, affinity_correlation, read_affinities
+from results import read_results
 from scenarios import Run
+from weighting import measure_affinity
 
 THREE = ("PR", "KS", "SID")
 BASE = Run("mtl", THREE, universe=THREE)
@@ -96,6 +101,32 @@ def test_runs_without_affinities_are_refused(folder, refused):
     write_log(folder, [{"step": 10, "affinity": {"PR": {}}}])
     refused(run_graphs, [folder], "log.jsonl", "damaged")
     refused(run_graphs, [folder, "--paper"], "--affinity", alone=False)
+
+
+def test_steps_in_which_a_task_had_no_gradient_do_not_count(folder):
+    nothing = {a: {b: None if "SID" in (a, b) else x for b, x in row.items()}
+               for a, row in COSINES.items()}
+    rows = [{"step": 10, "affinity": COSINES}, {"step": 20, "affinity": nothing}]
+    write_log(folder, rows)
+    runs = [run for run in read_results(folder) if run.path.name == BASE.name]
+    means = read_affinities(runs, THREE)[0]
+    assert means.tolist() == [[COSINES[a][b] for b in THREE] for a in THREE]
+    write_log(folder, rows[1:])
+    with pytest.raises(RunError, match="no gradient in any"):
+        read_affinities(runs, THREE)
+
+
+def test_the_cosine_of_tiny_gradients_is_a_cosine_and_without_a_gradient_it_is_unknown(
+    monkeypatch
+):
+    gradients = torch.tensor([[1e-30, 1e-30], [3.0, 0.0], [0.0, 0.0]])  # squares of 1e-30 are 0
+    monkeypatch.setattr(weighting, "forward_passes", lambda *arguments: [None])
+    monkeypatch.setattr(weighting, "shared_gradients", lambda *arguments: (None, gradients))
+    config, batches = SimpleNamespace(tasks=("a", "b", "c")), dict.fromkeys("abc")
+    found = measure_affinity(torch.nn.Identity(), config, 0, [batches])
+    assert found == {"a": {"a": 1.0, "b": 0.7071, "c": None},
+                     "b": {"a": 0.7071, "b": 1.0, "c": None},
+                     "c": {"a": None, "b": None, "c": None}}
 
 
 def test_affinities_of_a_seed_without_leave_one_out_are_refused(folder, refused):
