@@ -115,24 +115,23 @@ def stop_signals() -> Iterator[list[int]]:
 # Threads
 
 SECONDS_PER_TRIAL = 0.5
-LONG_STEP = 10  # seconds
 
 
 def choose_threads(step: Callable) -> None:
-    """Time `step()` on a CPU with all threads and with one, and keep the faster number.
+    """Time `step()` on a CPU with one thread and with all, and keep the faster number.
 
     Threads wait for each other. In a small step this takes longer than the work, and so it may in
-    any step while other programs use the cores. A step of more than LONG_STEP keeps all threads.
+    any step while other programs use the cores. A long step is tried once with each number.
     """
     most, seconds = torch.get_num_threads(), {}
-    for threads in (most, 1):
+    for threads in (1, most):
         torch.set_num_threads(threads)
         began = time.perf_counter()
-        step()  # the first step is slower
-        if time.perf_counter() - began > LONG_STEP:
-            torch.set_num_threads(most)
-            return
-        began, steps = time.perf_counter(), 0
+        step()
+        seconds[threads] = time.perf_counter() - began
+        if seconds[threads] > SECONDS_PER_TRIAL:
+            continue
+        began, steps = time.perf_counter(), 0  # again, because the first of short steps is slower
         while time.perf_counter() - began < SECONDS_PER_TRIAL:
             step()
             steps += 1

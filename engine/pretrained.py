@@ -72,7 +72,8 @@ def _download_hubert_base() -> dict:
     try:
         return bundle.get_model(dl_kwargs={"weights_only": True}).state_dict()
     except OSError as error:  # no network
-        raise EncoderError(f"the download failed ({error}); name a file of weights") from error
+        raise EncoderError(f"the download failed ({error}); name a file of weights, or \"tiny\" "
+                           "(train.py --setting tiny needs no download)") from error
     except Exception as error:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / bundle._path
         raise EncoderError(f"the download is damaged; delete {cached} and try again") from error

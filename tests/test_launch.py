@@ -131,11 +131,16 @@ def test_the_faster_number_of_threads_is_kept_and_said(
     assert f"{chosen} of 2 threads: a step takes" in capsys.readouterr().out
 
 
-def test_a_long_step_is_tried_once_and_keeps_all_threads(two_threads, monkeypatch):
-    monkeypatch.setattr(launch, "LONG_STEP", 0.001)
-    steps = []
-    choose_threads(lambda: steps.append(time.sleep(0.002)))
-    assert torch.get_num_threads() == 2 and len(steps) == 1
+def test_a_long_step_is_tried_once_with_each_number_of_threads(two_threads, monkeypatch):
+    monkeypatch.setattr(launch, "SECONDS_PER_TRIAL", 0.001)
+    tried = []
+
+    def step() -> None:
+        tried.append(torch.get_num_threads())
+        time.sleep(0.02 if torch.get_num_threads() == 2 else 0.002)
+
+    choose_threads(step)
+    assert tried == [1, 2] and torch.get_num_threads() == 1
 
 
 def test_a_run_keeps_its_number_of_threads_and_its_trial_changes_nothing(
