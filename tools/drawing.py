@@ -225,7 +225,7 @@ def draw_affinity(cosines: np.ndarray, tasks: list[str], title: str) -> Figure:
         for x in range(size):
             if x != y:
                 strong = abs(cosines[y, x]) > 0.6 * largest
-                axes.text(x, y, f"{cosines[y, x]:.2f}", ha="center", va="center", fontsize=7,
+                axes.text(x, y, f"{cosines[y, x]:.3f}", ha="center", va="center", fontsize=7,
                           color="white" if strong else DARK)
     axes.set_xticks(range(size), tasks)
     axes.set_yticks(range(size), tasks)
