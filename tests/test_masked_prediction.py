@@ -290,8 +290,7 @@ def test_a_masked_loss_that_is_not_finite_names_the_utterances(run_train, tmp_pa
 def test_a_warm_up_has_nothing_to_score_and_no_answers(masked_runs, output_of, refused, root):
     folder = masked_runs / "ssl-masked-IC+KS"
     assert result(masked_runs, folder.name)["metrics"] == {}
-    printed = output_of(run_main, evaluate.main, "--run", folder)
-    assert json.loads(printed) == {}
+    refused(run_main, [evaluate.main, "--run", folder], "has no head of a task")
     clip = min(root.glob("speech_commands_v0.01/yes/*.wav"))
     refused(run_main, [predict.main, clip, "--run", folder], "has no head of a task")
     tuned = masked_runs / "mtl-IC+KS-masked-0.5"
