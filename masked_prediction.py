@@ -3,6 +3,7 @@
 One learned vector replaces spans of frames at the input of the transformer, which has to predict
 the k-means clusters of their MFCCs (paper, Section 4.3). T frames of an utterance, M of several.
 """
+
 from itertools import count
 
 import numpy as np
@@ -40,7 +41,7 @@ def find_clusters(frames: Tensor, generator: torch.Generator) -> Tensor:
     for _ in range(20):  # rounds of Lloyd's algorithm
         member = F.one_hot(nearest_cluster(frames, clusters), CLUSTERS).float()  # (M, CLUSTERS)
         means = member.T @ normal / member.sum(0)[:, None]
-        clusters[2:] = torch.where(means.isnan(), clusters[2:], means)  # empty clusters stay
+        clusters[2:] = torch.where(means.isnan(), clusters[2:], means)  # NaN: an empty cluster
     return clusters
 
 
@@ -50,7 +51,7 @@ def nearest_cluster(frames: Tensor, clusters: Tensor) -> Tensor:
 
 
 def span_mask(T: int, rng: np.random.Generator) -> Tensor:
-    """(T,) bool, True in two or more random spans, which may overlap; all below a span's length."""
+    """(T,) bool, True in two or more random spans, which may overlap; all True if T <= SPAN."""
     count = max(2, int(SHARE * T / SPAN + rng.random()))  # the fraction is rounded at random
     starts = torch.from_numpy(rng.permutation(max(1, T - SPAN + 1))[:count])
     since_start = torch.arange(T) - starts[:, None]  # (spans, T)
@@ -72,7 +73,7 @@ def masked_batch(batches: dict, key: tuple, seed: int, clusters: Tensor, shuffle
 
 
 class MaskedPrediction(nn.Module):
-    """What files of HuBERT lack: the mask vector, the embeddings of the clusters, a projection."""
+    """The parts that a file of HuBERT lacks: mask vector, embeddings of clusters, a projection."""
 
     loss_waits = False  # as in heads.Head
 

@@ -146,7 +146,7 @@ def check_arguments(args: argparse.Namespace, setting: Setting, options: Options
     if options.device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: PyTorch finds no CUDA GPU here; take --device cpu")
     finetunes = args.scenario not in ("ssl", "control")
-    if finetunes and setting.accumulate > 1 and setting.weighting != "sum":
+    if args.scenario != "ssl" and setting.accumulate > 1 and setting.weighting != "sum":
         raise RunError(f"--accumulate {setting.accumulate}: --weighting {setting.weighting} needs "
                        "all losses of an update at once; leave one of the two out")
     if setting.masked_weight and not finetunes:

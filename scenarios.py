@@ -397,7 +397,7 @@ def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> 
 
 def scaled(updates: int, setting: Setting) -> int:
     """A number of updates times --scale; 0 stays 0, and all others stay at least 1."""
-    return min(updates, 1) if setting.scale * updates < 1 else round(setting.scale * updates)
+    return max(min(updates, 1), round(setting.scale * updates))
 
 
 def recipe_of(name: str, setting: Setting) -> Recipe:

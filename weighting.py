@@ -194,9 +194,9 @@ def measure_affinity(model: MultiTask, config: RunConfig, step: int,
                      parts: list[dict]) -> dict[str, dict[str, float]]:
     """The cosine between the gradients of each two tasks on the shared weights, for one update.
 
-    {task: {task: cosine}}; None if one of the two gradients is 0, as of a loss that is 0. Nothing
-    else changes: no gradient is left, and each update seeds its own random numbers. DDP takes no
-    part in it: `shared_gradients` averages over processes.
+    {task: {task: cosine}}; None if one of the two gradients is 0, because its loss is 0. Nothing
+    else changes: no gradient is left, and each update seeds its own random numbers. DDP is not
+    used: `shared_gradients` averages over processes.
     """
     gradients = 0.0
     for forward, batches in zip(forward_passes(model, model, config, step, parts), parts):

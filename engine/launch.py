@@ -131,7 +131,7 @@ def choose_threads(step: Callable) -> None:
         seconds[threads] = time.perf_counter() - began
         if seconds[threads] > SECONDS_PER_TRIAL:
             continue
-        began, steps = time.perf_counter(), 0  # again, because the first of short steps is slower
+        began, steps = time.perf_counter(), 0  # the first step is slower than the others
         while time.perf_counter() - began < SECONDS_PER_TRIAL:
             step()
             steps += 1

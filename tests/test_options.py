@@ -57,6 +57,8 @@ def test_an_encoder_whose_layers_are_all_frozen_is_refused(run_train, tmp_path, 
 def test_parts_of_an_update_fit_only_the_plain_sum(run_train, tmp_path, refused, weighting):
     command = [*MTL, "--accumulate", "2", "--weighting", weighting]
     refused(run_train, [tmp_path, *command], "--accumulate 2", weighting)
+    command[1] = "control"  # it sums losses like (b)
+    refused(run_train, [tmp_path, *command], "--accumulate 2", weighting)
 
 
 def test_an_update_in_two_parts_reads_the_utterances_of_the_whole_batch(run_train, tmp_path):
