@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from engine.architecture import EncoderError, check_parameters
-from engine.kernels import Dropout, attend, convolve_by_fourier, convolve_row
+from engine.kernels import (Dropout, attend, convolve_by_fourier, convolve_row,
+                            fit_for_many_lengths)
 from engine.pretrained import read_weights
 from masked_prediction import MASKED
 from rules import HOP, RECEPTIVE_FIELD
@@ -120,7 +121,8 @@ class FeatureExtractor(nn.Module):
         # states of Base by up to twice their standard deviation (with random weights).
         if waves[0].is_cuda:  # the same result, with fewer and larger operations
             return convolve_row(self.conv_layers, waves, frames)
-        return torch.cat([self.convolve(wave) for wave in waves])
+        with fit_for_many_lengths(self.conv_layers[0].conv.out_channels):
+            return torch.cat([self.convolve(wave) for wave in waves])
 
     def convolve(self, wave: Tensor) -> Tensor:
         """One wave (n,) -> (T, C)."""

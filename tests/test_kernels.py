@@ -40,6 +40,22 @@ def test_rows_have_few_lengths():
     assert lengths == {32_000, 64_000}
 
 
+@pytest.mark.parametrize("channels, uses_onednn", [(32, False), (512, True)])
+def test_narrow_convolutions_do_without_onednn_and_the_rest_of_the_program_keeps_it(
+    channels, uses_onednn
+):
+    sizes = [(channels, 10, 5)] + [(channels, 3, 2)] * 4 + [(channels, 2, 2)] * 2
+    extractor = random_encoder(TINY | {"extractor_conv_layer_config": sizes}).feature_extractor
+    used = []
+    extractor.conv_layers[0].register_forward_hook(
+        lambda *_: used.append(torch.backends.mkldnn.enabled)
+    )
+    (wave,) = speech(5_000)
+    features = extractor([wave], [15])
+    assert used == [uses_onednn] and torch.backends.mkldnn.enabled
+    torch.testing.assert_close(features, extractor.convolve(wave), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("frames", [[1], [7], [8], [9], [40], [5, 40, 1, 9]], ids=str)
 @pytest.mark.parametrize("K", [8, 7])
 def test_the_convolution_by_fourier_transforms_is_the_direct_one(frames, K):
