@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import torchaudio
 from encoder_tools import LARGE, alone, speech
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pad_sequence
 
 import model
@@ -731,6 +732,43 @@ def test_layers_that_are_computed_again_have_the_same_dropout_losses_and_gradien
         outcomes.append([*losses.values(), slope, torch.rand(1)])  # the next random number
     assert len(calls) == 6  # each once, then twice
     assert all(torch.equal(kept, computed) for kept, computed in zip(*outcomes))
+
+
+def kept_gigabytes(run, parameters) -> float:
+    """What run() keeps for the backward pass, without the weights."""
+    weights = {parameter.untyped_storage()._cdata for parameter in parameters}
+    kept = {}  # the tensors, too, so that no storage is freed and no address comes twice
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes(), tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(size for size, _ in kept.values()) / 1e9
+
+
+def test_large_fits_24_gb_with_twenty_seconds_per_utterance_if_activations_are_computed_again():
+    """The shapes of a step of (b) in fp32, without numbers: the paper's 17 utterances, all long."""
+    heads = 98e6  # parameters of nine heads on 1,024 dimensions
+    waves_lengths = [20 * 16_000] * 17
+    with FakeTensorMode():
+        large = Hubert(model.LARGE).train()
+        parameters = list(large.parameters())
+        waves = [torch.randn(samples) for samples in waves_lengths]
+        frames = [frame_count(samples) for samples in waves_lengths]
+        everything = kept_gigabytes(lambda: large.encode(waves), parameters)
+        large.checkpoint_activations = True
+        inputs = kept_gigabytes(lambda: large.encode(waves), parameters)
+        # The convolutions keep the most when they are computed again in the backward pass.
+        again = kept_gigabytes(lambda: large.feature_extractor(waves, frames), parameters)
+    # weights, their gradients and Adam's two moments in float32
+    training = 16 * (sum(parameter.numel() for parameter in parameters) + heads) / 1e9
+    assert training == pytest.approx(6.6, abs=0.1)
+    assert everything == pytest.approx(42, abs=1) and training + everything > 24
+    assert inputs + again == pytest.approx(15.5, abs=0.5) and training + inputs + again < 24
 
 
 def test_spec_augment_lets_the_gradient_through():
