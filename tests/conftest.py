@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,31 @@ import toy
 import train
 from engine.runs import write_config
 from evaluate import write_result
+from model import TINY, random_encoder
 from scenarios import SETTINGS, Inputs, Run, make_config
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 SPLITS = ("train", "dev", "test")
-SMALL = """--ssl-steps 2 --ssl-batch 2 --mtl-steps 2 --mtl-warmup 1 --mtl-batch 2
+NARROW = TINY | {  # an encoder with a fraction of the work of the tiny one
+    "extractor_conv_layer_config": [(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)] * 2,
+    "encoder_embed_dim": 32, "encoder_num_layers": 2, "encoder_ff_interm_features": 64}
+FOLDER = tempfile.TemporaryDirectory(prefix="encoder-of-tests-")
+ENCODER = f"{FOLDER.name}/encoder.pt"
+torch.save(random_encoder(NARROW).checkpoint(), ENCODER)
+SMALL = f"""--ssl-steps 2 --ssl-batch 2 --mtl-steps 2 --mtl-warmup 1 --mtl-batch 2
     --transfer-steps 2 --transfer-warmup 1 --transfer-batch 2 --evaluate-every 1 --save-every 1
-    --log-every 1 --jobs 1 --device cpu --setting tiny --encoder random-tiny""".split()
+    --log-every 1 --jobs 1 --device cpu --setting tiny --encoder {ENCODER}""".split()
 # Probabilities that two speakers are active, in twelve frames
 TWO_SPEAKERS = [(0.9, 0.1), (0.8, 0.2), (0.4, 0.2), (0.7, 0.6), (0.9, 0.7), (0.2, 0.9),
                 (0.5, 0.9), (0.5, 0.45), (0.9, 0.9), (0.1, 0.9), (0.1, 0.1), (0.6, 0.3)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that need `workshop`, so that `make test` makes it in one process only."""
+    for item in items:
+        if "workshop" in item.fixturenames:
+            item.add_marker("runs")
 
 
 @pytest.fixture(autouse=True)

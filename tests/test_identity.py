@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import evaluate
-from conftest import call_train, result, run_main
+from conftest import ENCODER, call_train, result, run_main
 from engine.runs import FORMAT, differences
 from model import TINY, encoder_digest, random_encoder
 from options import task_names
@@ -30,7 +30,7 @@ def ssl_run(run_train, tmp_path):
         ("--weighting uncertainty", ["leave-one-out-IC.weighting was sum and is uncertainty"]),
         ("--ssl-steps 3", ["ssl-IC.steps was 2 and is 3"]),
         ("--feature-grad-mult 0.5", ["feature_grad_mult was 0.0 and is 0.5"]),
-        ("--encoder tiny", ["encoder was", "--encoder was random-tiny and is tiny"]),
+        ("--encoder tiny", ["encoder was", f"--encoder was {ENCODER} and is tiny"]),
         ("--precision bf16", ["precision was fp32 and is bf16"]),
         ("--heads fresh", ["heads was ssl and is fresh"]),
         ("--transfer-lr 1e-4", ["lr was 0.002 and is 0.0001"]),

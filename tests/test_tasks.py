@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from batches import collate
-from model import MultiTask, TINY, random_encoder
+from conftest import NARROW
+from model import MultiTask, random_encoder
 from tasks import TASKS, score, summarise
 
 
 
 def model_of(name: str, classes) -> MultiTask:
-    """A random tiny encoder under the head of one task."""
+    """A random narrow encoder under the head of one task."""
     torch.manual_seed(0)
-    encoder = random_encoder(TINY, seed=0)
+    encoder = random_encoder(NARROW, seed=0)
     return MultiTask(encoder, {name: TASKS[name].head(encoder.dim, classes, 64)}, augment=False)
 
 

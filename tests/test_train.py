@@ -18,7 +18,7 @@ import torch
 import masked_prediction
 import train
 from batches import Steps, Stream, collate
-from conftest import INPUTS, ROOT, SMALL, result
+from conftest import ENCODER, INPUTS, NARROW, ROOT, SMALL, result
 from engine.frozen import cache_states
 from engine.runs import load_checkpoint, save_result
 from masked_prediction import CLUSTERS, MASKED, MaskedPrediction
@@ -111,7 +111,7 @@ def test_the_encoder_moves_in_mtl_and_stays_in_the_control_run(run_train, tmp_pa
     run_train(tmp_path, "--scenario", "control", *flags.split())
     assert "encoder" not in load_checkpoint(tmp_path / "control-IC+KS")
     saved = load_checkpoint(tmp_path / "mtl-IC+KS")
-    start = load_encoder("random-tiny").state_dict()
+    start = load_encoder(ENCODER).state_dict()
     trained = saved["encoder"]["state_dict"]
     moved = [name for name, tensor in trained.items() if not torch.equal(tensor, start[name])]
     still = set(start) - set(moved)
@@ -336,7 +336,7 @@ def _gradients(rank: int, world: int, parts: int, port: int, root: str, out: str
     for case in ("MTL", MASKED, *TASKS):
         names = {"MTL": list(TASKS), MASKED: ["PR", "IC"]}.get(case, [case])
         torch.manual_seed(0)
-        encoder = random_encoder(TINY, seed=0).requires_grad_(case in ("MTL", MASKED))
+        encoder = random_encoder(NARROW, seed=0).requires_grad_(case in ("MTL", MASKED))
         heads = {name: TASKS[name].head(encoder.dim, corpora[name].classes, 16) for name in names}
         if case == MASKED:
             heads[MASKED] = MaskedPrediction(encoder.dim, 64, weight=2.0)
@@ -459,7 +459,7 @@ def test_a_dry_run_says_where_the_encoder_runs_at_each_step(run_train, tmp_path,
         "PR",
         "--dry-run",
         "--cache-gb",
-        "0.0005",
+        "0.00005",
     )
     rows = dry_rows(capsys.readouterr().out)
     assert rows["PR, ssl"]["encode h"] == "each step" and rows["KS, ssl"]["encode h"] != "each step"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import evaluate
-from conftest import INPUTS, fake_run, result, run_main
+from conftest import ENCODER, INPUTS, fake_run, result, run_main
 from engine.frozen import cache_states
 from engine.runs import RunError, load_checkpoint, read_log, save_checkpoint
 from engine.session import Session
@@ -75,7 +75,7 @@ def test_an_interpolated_encoder_needs_the_pretrained_one_as_it_was(tmp_path):
 def test_an_interpolated_run_is_read_back_as_it_was_trained(runs):
     folder, finetuned = runs / "transfer-IC-A0.5", runs / "leave-one-out-IC" / "checkpoint.pt"
     encoder = evaluate.load_trained_encoder(folder, load_config(folder))
-    before, after = load_encoder("random-tiny").state_dict(), load_encoder(str(finetuned))
+    before, after = load_encoder(ENCODER).state_dict(), load_encoder(str(finetuned))
     moved = 0
     for name, weight in after.state_dict().items():
         assert torch.equal(encoder.state_dict()[name], 0.5 * weight + 0.5 * before[name]), name
