@@ -98,7 +98,8 @@ def read_table(task: str, root, split: str, skip_broken=False, cache: Path | Non
         if name in row_of_id:
             row.check(False, f"the same part of a file is in line {row_of_id[name].number}")
         row_of_id[name] = row
-    turns, ctc = {}, task in RESERVED and split == "train"
+    turns = {}
+    ctc = task in RESERVED and split == "train"
     if task in RESERVED:
         corpus = text_corpus(task, train, own, root)
     elif task == "SD":
@@ -111,7 +112,7 @@ def read_table(task: str, root, split: str, skip_broken=False, cache: Path | Non
     if task == "SD":
         return cut_recordings(corpus, turns, split, file)
     if task == "ASV" and split != "train":
-        trials = read_table_trials(root, split, known_paths=set(row_of_id))
+        trials = read_table_trials(root, split, ids=set(row_of_id))
         return keep_trials(corpus, trials, split, root / "ASV.trials.tsv")
     return corpus
 
@@ -122,8 +123,8 @@ def read_rows(task: str, file: Path, form: str) -> list[Row]:
     for number, line in enumerate(read_text(task, file, form).splitlines(), 1):
         if line.strip():
             lines.append((number, [cell.strip() for cell in line.split("\t")]))
-    (number, header), *lines = lines
-    header_row = Row(task, file, number, form, header, header)
+    header_number, header = lines[0]
+    header_row = Row(task, file, header_number, form, header, header)
     columns = [name for name in form.split() if name != "slot"]
     missing = ", ".join(name for name in columns if name not in header)
     shown = "<tab>".join(header)[:60]
@@ -132,7 +133,7 @@ def read_rows(task: str, file: Path, form: str) -> list[Row]:
         columns += slot_names(header)
         header_row.check(len(columns) > 2, "the header has no column for a slot")
     rows = []
-    for number, cells in lines:
+    for number, cells in lines[1:]:
         row = Row(task, file, number, form, header, cells)
         row.check(len(cells) <= len(header), f"{len(cells)} cells, but the header has "
                   f"{len(header)}")
@@ -161,15 +162,15 @@ def class_corpus(task: str, train: list[Row], own: list[Row], root: Path, split:
     """KS, SID, ER: one class per line. IC: one per slot."""
     columns = slot_names(own[0].header) if task == "IC" else ["label"]
     labels = []
-    for name in columns:
-        labels.append(sorted({row[name] for row in train}))
+    for column in columns:
+        labels.append(sorted({row[column] for row in train}))
     utterances = []
     for row in own:
-        for name, names in zip(columns, labels):
-            row.check(row[name] in names, f"the {name} {row[name]} is in no line for train, which "
-                      f"has {', '.join(names[:12])}")
-        target = tuple(names.index(row[name]) for name, names in zip(columns, labels))
-        reference = [row[name] for name in columns]
+        for column, values in zip(columns, labels):
+            row.check(row[column] in values, f"the {column} {row[column]} is in no line for train, "
+                      f"which has {', '.join(values[:12])}")
+        target = tuple(values.index(row[column]) for column, values in zip(columns, labels))
+        reference = [row[column] for column in columns]
         if task == "IC":
             utterances.append(row.utterance(root, target, reference))
         else:
@@ -184,7 +185,8 @@ def class_corpus(task: str, train: list[Row], own: list[Row], root: Path, split:
 
 def text_corpus(task: str, train: list[Row], own: list[Row], root: Path) -> Corpus:
     """ASR, PR, SF: symbols, and an end of sentence that CTC has to output, as in SUPERB."""
-    column, end = FORMS[task].split()[2], "</s>" if task == "ASR" else "<eos>"
+    column = "phonemes" if task == "PR" else "text"
+    end = "</s>" if task == "ASR" else "<eos>"
     symbols = set()
     for row in train:
         symbols.update(text_tokens(row, row[column]))
@@ -239,7 +241,10 @@ def check_tags(row: Row, tags: list[str]) -> None:
 
 
 def turns_corpus(train: list[Row], own: list[Row], root: Path) -> tuple[Corpus, dict]:
-    """SD, and the turns of each utterance: as many outputs as a recording of train has speakers."""
+    """The corpus of SD, and the turns of each utterance.
+
+    The head has an output for each speaker of the train recording with most speakers, at least 2.
+    """
     outputs = 2
     for row in train:
         outputs = max(outputs, len({speaker for speaker, _, _ in read_row_turns(row, root)}))
@@ -283,8 +288,11 @@ def speaker_corpus(train: list[Row], own: list[Row], root: Path, split: str) -> 
     return Corpus("ASV", utterances, labels, GAIN, trim=True, crop=crop)
 
 
-def read_table_trials(root: Path, split: str, known_paths: set) -> list[tuple[int, str, str]]:
-    """The (label, id, id) of ASV.trials.tsv. Raises DataError if a path is not in ASV.tsv."""
+def read_table_trials(root: Path, split: str, ids: set) -> list[tuple[int, str, str]]:
+    """The (label, id, id) of ASV.trials.tsv. Raises DataError if an id is not in ASV.tsv.
+
+    The id of a recording is its path. If its line has a start above 0, the id is path@samples, with
+    the start in samples at 16 kHz."""
     file = root / "ASV.trials.tsv"
     rows, trials = read_rows("ASV", file, TRIALS), []
     for row in rows:
@@ -293,7 +301,7 @@ def read_table_trials(root: Path, split: str, known_paths: set) -> list[tuple[in
         row.check(row["label"] in ("0", "1"), f"the label {row['label']} is neither 0 nor 1")
         if row["split"] == split:
             for name in row.cells[2:]:
-                row.check(name in known_paths, f"the path {name} is in no line for {split} of "
-                          "ASV.tsv")
+                row.check(name in ids, f"the path {name} is in no line for {split} of ASV.tsv "
+                          "(one with a start is called path@samples)")
             trials.append((int(row["label"]), *row.cells[2:]))
     return trials

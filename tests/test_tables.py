@@ -180,6 +180,17 @@ def test_a_part_of_a_file_is_used_from_start_to_stop(own):
         u.samples for u in corpus.utterances]
 
 
+def test_a_trial_names_a_recording_with_a_start_by_its_path_and_samples(own):
+    table, trials = own / "ASV.tsv", own / "ASV.trials.tsv"
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([f"{header}\tstart", *(f"{row}\t0.25" for row in rows)]))
+    with pytest.raises(DataError, match="dev/0.wav is in no line .*called path@samples"):
+        read_table("ASV", own, "dev")
+    trials.write_text(trials.read_text().replace(".wav", ".wav@4000"))
+    corpus = read_table("ASV", own, "dev")
+    assert corpus.trials[0][1:] == ("dev/0.wav@4000", "dev/2.wav@4000")
+
+
 def test_turns_of_a_part_begin_with_it(own):
     lines(own, "SD", "train/3.wav|train|train/turns.rttm|0.6|0.95",
           header="path|split|rttm|start|stop")
