@@ -138,7 +138,7 @@ def compare(source: str, target: str, before: dict, after: dict) -> Change | Non
         if value_before > 0 and value_after > 0:
             log_ratios[seed] = math.log(value_after / value_before)
     p = None
-    if len(log_ratios) == len(seeds) >= 3:
+    if len(seeds) >= 3 and len(log_ratios) == len(seeds):
         _, p = paired_t_test(list(log_ratios.values()))
     bounds = paired_bootstrap(pairs_before, pairs_after, reduce)
     percent, low, high = (100 * x / np.mean(values_before) for x in bounds)
@@ -174,9 +174,9 @@ def run_changes(folder: Path, seeds: list[int], universe: tuple[str, ...]) -> li
 
 
 def find_discoveries(changes: list[Change]) -> list[Change]:
-    """The changes, where those of 3 or more seeds are significant if they are discoveries.
+    """The changes, with `significant` decided by their t-tests, if any change has one.
 
-    If any change has a t-test, one without is not significant: its interval says less.
+    A change is then significant if it is a discovery. One without a t-test is not significant.
     """
     tested = [change for change in changes if change.p is not None]
     if not tested:
@@ -224,16 +224,19 @@ def affinity_correlation(affinities: dict[int, np.ndarray], changes: list[Change
                          universe: tuple[str, ...]) -> tuple[float, float, float]:
     """Spearman's correlation of the cosine of B and A with how much B helps A; 95 % interval.
 
-    The help is log(metric without B / metric with B), negative where higher is better: it is
-    positive if A is worse without B. So a positive correlation says that tasks whose gradients
-    agree help each other. The interval is a bootstrap over the seeds of `affinities`.
+    The help is log(metric without B / metric with B), with the sign reversed if higher is better.
+    It is positive if A is worse without B. So a positive correlation says that tasks whose
+    gradients agree help each other. The interval is a bootstrap over the seeds of `affinities`.
     """
-    cosines, helps = [], []
+    cosines, helps = [], []  # one list per seed, with one number per change
     for seed, matrix in affinities.items():
-        cosines.append([matrix[universe.index(change.source), universe.index(change.target)]
-                        for change in changes])
-        helps.append([change.log_ratios[seed] * (1 if drawn_metric(change.target).lower_is_better
-                                                 else -1) for change in changes])
+        cosines.append([])
+        helps.append([])
+        for change in changes:
+            source, target = universe.index(change.source), universe.index(change.target)
+            cosines[-1].append(matrix[source, target])
+            sign = 1 if drawn_metric(change.target).lower_is_better else -1
+            helps[-1].append(sign * change.log_ratios[seed])
     cosines, helps = np.array(cosines), np.array(helps)  # (K, pairs)
     draws, generator = [], np.random.default_rng(0)
     for _ in range(1000):
@@ -362,6 +365,30 @@ def print_statistics(changes: list[Change]) -> None:
     print("edges into one task share their baseline; valid under any dependence "
           f"(Benjamini-Yekutieli): {robust}")
     print_single_seeds(tested)
+    print_noise(tested)
+
+
+def print_noise(tested: list[Change]) -> None:
+    """For each target, how much a change differs between seeds, and how large changes are."""
+    print("into each task, in percent of its metric: deviation of a change between seeds, and size "
+          "of the changes without this noise")
+    for target in in_table_order(change.target for change in tested):
+        noise, size = noise_and_size([change for change in tested if change.target == target])
+        print(f"{target:4} {drawn_metric(target).name:4} {100 * noise:5.1f} {100 * size:5.1f}")
+
+
+def noise_and_size(changes: list[Change]) -> tuple[float, float]:
+    """Standard deviation between seeds, and root mean square without it, of log(after / before).
+
+    On average, the square of a mean over K seeds is size^2 + noise^2 / K. Changes that are all 0
+    have size 0, up to chance.
+    """
+    variances, squares = [], []
+    for change in changes:
+        log_ratios = list(change.log_ratios.values())
+        variances.append(np.var(log_ratios, ddof=1))
+        squares.append(np.mean(log_ratios) ** 2 - variances[-1] / len(log_ratios))
+    return math.sqrt(np.mean(variances)), math.sqrt(max(0.0, np.mean(squares)))
 
 
 def print_single_seeds(tested: list[Change]) -> None:

@@ -394,7 +394,22 @@ def test_from_three_seeds_on_the_solid_edges_are_the_discoveries_of_a_t_test(tmp
     assert "over 3 seeds; it covers retraining" in said
     assert "(Benjamini-Yekutieli): 2\n" in said
     assert "one seed alone draws 2 edges; 1 of them are discoveries with the same sign" in said
+    assert re.search(r"without this noise\nASR +wer +\d", said), said
     assert "no discovery (FDR 10 %)" in (tmp_path / "fig2.svg").read_text()
+
+
+def test_noise_between_seeds_is_told_from_the_size_of_the_changes():
+    generator = np.random.default_rng(0)
+    for true_size in (0.0, 0.05):
+        changes = []
+        for true in true_size * generator.choice([-1, 1], 4_000):
+            seeds = true + 0.08 * generator.standard_normal(3)
+            changes.append(graphs.Change("ER", "IC", 0.0, log_ratios=dict(enumerate(seeds))))
+        noise, size = graphs.noise_and_size(changes)
+        assert noise == pytest.approx(0.08, rel=0.03)
+        assert size == pytest.approx(true_size, abs=0.015)
+    same = graphs.Change("ER", "IC", 0.0, log_ratios={0: 0.1, 1: 0.1, 2: 0.1})
+    assert graphs.noise_and_size([same]) == pytest.approx((0, 0.1), abs=1e-9)
 
 
 def test_significance_is_corrected_for_the_number_of_changes(runs, tmp_path):
