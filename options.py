@@ -12,7 +12,7 @@ import torch
 
 from corpus import Corpus
 from engine.flags import add_flags, flag, given, number
-from engine.launch import world_size
+from engine.launch import say, world_size
 from engine.runs import RunError
 from scenarios import SETTINGS, Run, Setting, in_table_order, is_small, scaled
 from tasks import TASKS, read_corpus
@@ -24,8 +24,11 @@ FILES, MACHINE = "data and runs", "machine"  # groups of flags in --help
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how to run. RunConfig keeps what of it decides a result: the data's content,
-    whether features are cached, the precision."""
+    """Where and how to run.
+
+    RunConfig records only what follows from these flags and decides a result: digests of the data
+    and of the encoder, and the tasks that train on cached crops.
+    """
 
     data: Path = flag(TOY, FILES, "folder with the SUPERB datasets (python data.py DIR tells what "
                       "is missing); the toy corpus is made if it is not there")
@@ -50,7 +53,7 @@ class Options:
     quiet: bool = False  # no progress bars
     precision_given: bool = False  # True: --precision was given, so finished runs must have it
 
-    def is_finished(self, run: Run) -> bool:
+    def has_result(self, run: Run) -> bool:
         """Whether a run has its result."""
         return (self.runs / run.name / "result.json").exists()
 
@@ -68,7 +71,7 @@ def task_names(text: str) -> list[str]:
 
     Raises ArgumentTypeError for an unknown name.
     """
-    names = [name for name in text.upper().replace(",", " ").split() if name]
+    names = text.upper().replace(",", " ").split()
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:
         raise argparse.ArgumentTypeError(
@@ -96,9 +99,9 @@ def parse_arguments(description: str) -> tuple[argparse.Namespace, Setting, Opti
                       help="tiny: minutes on a laptop, the default without --data; paper: HuBERT "
                       "Base and the paper's numbers, the default with it")
     what.add_argument("--lr", type=number(float, above=0), metavar="X",
-                      help="learning rate of the scenario that is asked for")
+                      help="learning rate of the scenario; with all: of (b) only")
     what.add_argument("--steps", type=number(int, least=1), metavar="N",
-                      help="updates of the scenario that is asked for")
+                      help="updates of the scenario; with all: of (b) only")
     what.add_argument("--dry-run", action="store_true",
                       help="try one step of everything and estimate the whole; trains nothing")
     what.add_argument("--yes-i-mean-it", action="store_true",
@@ -117,7 +120,7 @@ def parse_arguments(description: str) -> tuple[argparse.Namespace, Setting, Opti
         parser.error("--task names a task that --tasks leaves out")
 
     setting = replace(SETTINGS[args.setting], **given(Setting, args))
-    stage = {"ssl": "ssl", "transfer": "transfer"}.get(args.scenario, "mtl")
+    stage = args.scenario if args.scenario in ("ssl", "transfer") else "mtl"
     if args.lr:
         setting = replace(setting, **{f"{stage}_lr": args.lr})
     if args.steps:
@@ -160,9 +163,23 @@ def check_arguments(args: argparse.Namespace, setting: Setting, options: Options
     if args.scenario != "ssl" and setting.select != "last" and not setting.mtl_evaluate_every:
         raise RunError(f"--select {setting.select} needs evaluations on dev during (b); add "
                        "--mtl-evaluate-every N")
+    say_if_rates_stay_low(args.scenario, setting)
     rate = setting.encoder_lr or setting.mtl_lr
     if finetunes and rate >= 1e-3 and not args.yes_i_mean_it:
         if not is_small(setting.encoder):
             name = "--encoder-lr" if setting.encoder_lr else "--mtl-lr"
             raise RunError(f"{name} {rate:g} would wipe out a pretrained encoder (the paper uses "
                            "1e-5); take a lower one, or add --yes-i-mean-it")
+
+
+def say_if_rates_stay_low(scenario: str, setting: Setting) -> None:
+    """Print a note if training in (b) or (c) ends before the learning rate reaches its peak."""
+    stages = []  # (in the names of flags, updates, updates of the warm-up)
+    if scenario != "ssl":
+        stages.append(("mtl", setting.mtl_steps, setting.mtl_warmup))
+    if scenario in ("transfer", "all"):
+        stages.append(("transfer", setting.transfer_steps, setting.transfer_warmup))
+    for name, steps, warmup in stages:
+        if steps <= warmup:
+            say(f"note: the learning rate never reaches its peak: --{name}-steps {steps} end "
+                f"within the warm-up, --{name}-warmup {warmup}; --scale shortens both")

@@ -10,6 +10,7 @@ from conftest import ENCODER, INPUTS, result
 from engine.runs import load_checkpoint, read_log
 from evaluate import load_run
 from model import load_encoder
+from options import say_if_rates_stay_low
 from scenarios import SETTINGS, Run, load_config, make_config, scaled
 from tasks import TASKS
 from train import make_optimizer
@@ -80,6 +81,17 @@ def test_scale_multiplies_updates_warm_ups_and_intervals():
     config = make_config(Run("transfer", ("PR",), "PR"), half, INPUTS)
     assert (config.steps, config.warmup, config.evaluate_every) == (100_000, 2_500, 2_500)
     assert scaled(0, half) == 0 and scaled(1, half) == 1  # a warm-up of 0 is none
+
+
+def test_a_warm_up_that_is_longer_than_the_training_is_said(capsys):
+    paper = SETTINGS["paper"]
+    say_if_rates_stay_low("mtl", replace(paper, mtl_steps=1_000))
+    assert "--mtl-steps 1000 end within the warm-up, --mtl-warmup 5000" in capsys.readouterr().out
+    say_if_rates_stay_low("transfer", replace(paper, transfer_steps=5_000))
+    assert "--transfer-steps 5000" in capsys.readouterr().out
+    say_if_rates_stay_low("all", paper)
+    say_if_rates_stay_low("ssl", replace(paper, mtl_steps=1))
+    assert capsys.readouterr().out == ""
 
 
 def test_the_table_says_that_updates_were_scaled(run_train, tmp_path, output_of):
