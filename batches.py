@@ -137,8 +137,8 @@ class Steps:
     def __getitem__(self, step: int) -> list[dict[str, Batch]]:
         """The parts of process `rank`, each with a batch of every task."""
         shares = self.parts * self.world_size
-        return [self.part(step, share, shares) for share in range(self.rank, shares,
-                                                                  self.world_size)]
+        own_shares = range(self.rank, shares, self.world_size)
+        return [self.part(step, share, shares) for share in own_shares]
 
     def part(self, step: int, share: int, shares: int) -> dict[str, Batch]:
         """Share number `share` of the `shares` of an update."""
@@ -155,18 +155,18 @@ class Steps:
 
 
 def length_sorted_batches(
-    lengths: list[int], draws: list[tuple[int, int | None]], most: float
+    lengths: list[int], draws: list[tuple[int, int | None]], max_padded: float
 ) -> list[list[tuple[int, int | None]]]:
     """Splits draws into batches of similar length, short utterances first.
 
-    `lengths` are those of all utterances. With its padding a batch is at most `most` long, in the
-    same unit, or it holds a single longer utterance.
+    `lengths` are those of all utterances. The padded length of a batch is its longest utterance
+    times its number of utterances. It is at most `max_padded`; a longer utterance is a batch alone.
     """
     batches = [[]]
     for draw in sorted(draws, key=lambda draw: lengths[draw[0]]):
         length = lengths[draw[0]]  # the longest so far: the batch is padded to it
         padded = (len(batches[-1]) + 1) * length
-        if batches[-1] and padded > most:
+        if batches[-1] and padded > max_padded:
             batches.append([])
         batches[-1].append(draw)
     return batches

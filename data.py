@@ -1,12 +1,13 @@
 """Nine tasks of SUPERB, read from the folders of their datasets (paper, Section 3.1).
 
-    python data.py DIR --task KS ASR   the data doctor: what is there, how to get what is not
+    python data.py DIR --task KS ASR   the data doctor: what is there, and how to get the rest
     python data.py DIR --decode        decodes every file too: headers do not reveal all damage
 
 A reader turns the files of one dataset into a `Corpus` (corpus.py), with the splits and labels of
 SUPERB as in the released s3prl code (rules.py). It raises DataError if something is wrong.
-`measure_corpus` drops audio that is too short (`ctc`: for its target), and with `skip_broken`
-broken files. `cache` is a folder that remembers lengths."""
+`measure_corpus` drops audio that is too short. With `ctc`, this also means: too short for its
+target. With `skip_broken`, it drops broken files as well. The folder `cache` keeps the lengths."""
+
 import csv
 import os
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 
 from corpus import Corpus, Utterance
 from engine.files import (DataError, check, data_folder, existing_path, list_unread, printable,
-                          read_lines, read_rttm)
+                          read_lines, read_rttm, read_text)
 from engine.launch import friendly_errors
 from engine.measure import measure_corpus
 from rules import (ASR_SYMBOLS, EMOTIONS, GAIN, KEYWORDS, LABEL_HOP, PHONEMES, PR_SYMBOLS,
@@ -346,16 +347,16 @@ def read_intents(file: Path) -> list[tuple[str, list[str]]]:
     """(path, [action, object, location]) of each row of a table of Fluent Speech Commands."""
     columns = ("path", "action", "object", "location")
     form = f"a header, then lines with {', '.join(columns)}, separated by commas"
-    table = csv.DictReader([groups[0] for groups in read_lines("IC", file, "(.*)", form)])
+    table = csv.DictReader([line.strip() for line in read_text("IC", file, form).splitlines()])
     header = table.fieldnames or []
     missing = [name for name in columns if name not in header]
     if missing:
         raise DataError(f"IC: the header line ({','.join(header)[:80]}) has no column "
                         f"{' or '.join(missing)} in {file}; there should be {form}")
     rows = []
-    for number, row in enumerate(table, 2):
+    for row in table:
         for name in columns:
-            check(row[name], f"IC: line {number} has no {name} in {file}; complete it")
+            check(row[name], f"IC: line {table.line_num} has no {name} in {file}; complete it")
         rows.append((row["path"], [row[name] for name in columns[1:]]))
     check(rows, f"IC: no line below the header in {file}; restore it")
     return rows
@@ -439,7 +440,7 @@ def read_er(root, split: str, skip_broken=False, cache: Path | None = None,
 
 
 def main() -> bool:
-    """The data doctor; -> whether anything is wrong."""
+    """Run the data doctor. Returns True if it found a problem."""
     from tools.doctor import main as doctor
     with friendly_errors():
         return doctor()

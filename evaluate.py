@@ -3,10 +3,10 @@
     python evaluate.py --run runs/transfer-IC   # score a run again (--split dev, --data DIR)
     python evaluate.py --table                  # Table 1 of the finished runs (--intervals ...)
     python evaluate.py --summary                # figures/summary.png: all metrics (--paper)
-    python evaluate.py --confusion              # figures/confusion.png: which class for which
+    python evaluate.py --confusion              # figures/confusion.png: confusion matrices
     python evaluate.py --layers                 # figures/layers.png: hidden states of each task
     python evaluate.py --curves                 # figures/curves.png: losses and dev scores
-    python evaluate.py --interpolation          # figures/interpolation.png: (c) over A
+    python evaluate.py --interpolation          # figures/interpolation.png: --interpolate A
 """
 
 import argparse
@@ -37,7 +37,7 @@ def predict_and_score(model: MultiTask, corpora: dict[str, Corpus],
                       quiet: bool = False) -> dict[str, list[dict]]:
     """{task: one row (tasks.score) for every utterance}. Leaves the model in evaluation mode.
 
-    Where the encoder runs, the longest audio comes first: a lack of memory shows early.
+    Without cached features, the longest audio is encoded first: a lack of memory shows early.
     """
     model.eval()
     rows = {}
@@ -108,6 +108,7 @@ def evaluate_again(folder: Path, split: str, data: Path | None) -> dict[str, dic
         raise RunError(f"there is no folder {data}, where the data of {folder} were; "
                        "name the new place with --data")
     model, inputs = load_run(folder, config)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     corpora = {}
     for name in inputs:
         corpus = read_corpus(name, data, split, config.fold, recorded["skip_broken"], None)
@@ -213,11 +214,12 @@ def show_results(args: argparse.Namespace) -> None:
         raise RunError(f"no finished run in {args.runs}; python train.py makes one")
     check_comparable(results)
     if args.table and args.json:
-        cells = table_cells(results, args.intervals)
-        print(json.dumps([{"row": row, "task": task, "metric": metric, "percent": value,
-                           "low": low, "high": high}
-                          for row, columns in cells.items()
-                          for (task, metric), (value, low, high) in columns.items()], indent=1))
+        entries = []
+        for row, columns in table_cells(results, args.intervals).items():
+            for (task, metric), (value, low, high) in columns.items():
+                entries.append({"row": row, "task": task, "metric": metric, "percent": value,
+                                "low": low, "high": high})
+        print(json.dumps(entries, indent=1))
     elif args.table:
         print_results(results, list(TASKS), args.intervals, args.markdown)
     if args.summary:

@@ -52,7 +52,8 @@ class Head(nn.Module):
     def num_loss_terms(self, targets: list) -> int:
         """`loss` is a mean over this many terms.
 
-        With several processes it weights each process's loss, so that their average is exact.
+        An update may have several processes and parts. This number weights the loss of each, so
+        that the sum is the loss of the whole batch (`weighting.loss_weights`).
         """
         return len(targets)
 

@@ -1,10 +1,9 @@
 """Masked prediction, the loss of HuBERT's pretraining (Hsu et al. 2021): train.py --masked-weight.
 
-One learned vector replaces spans of frames at the input of the transformer, which has to predict
-the k-means clusters of their MFCCs (paper, Section 4.3). T frames of an utterance, M of several.
+One learned vector replaces spans of frames at the input of the transformer. The transformer has to
+predict the k-means cluster of the MFCCs of each replaced frame. The paper suggests training with
+this loss beside those of the tasks (Section 4.3). T frames of an utterance, M of several.
 """
-
-from itertools import count
 
 import numpy as np
 import torch
@@ -16,20 +15,24 @@ from engine.audio import mfcc_frames
 from rules import SAMPLE_RATE
 
 MASKED = "masked"  # its name among the heads
-CLUSTERS, SHARE, SPAN = 64, 0.65, 8  # DIFFERS: HuBERT Base has 100 clusters, 0.8, spans of 10
+# DIFFERS: HuBERT Base has 100 clusters, a share of 0.8, and spans of 10 frames.
+CLUSTERS = 64
+SHARE = 0.65  # masked frames / all frames, if spans did not overlap
+SPAN = 8  # frames
 
 
 def cluster_audio(streams: dict[str, Stream], seed: int) -> Tensor:
     """`find_clusters` of 30 minutes of training audio, in the order in which a run hears it."""
     available = sum(sum(stream.corpus.lengths) for stream in streams.values())  # samples
-    missing, frames = min(30 * 60 * SAMPLE_RATE, available), []
-    for step in count():
+    wanted = min(30 * 60 * SAMPLE_RATE, available)
+    frames, read, step = [], 0, 0
+    while read < wanted:
         for batch in Steps(streams)[step][0].values():
             for wave, n in zip(batch.waves, batch.lengths.tolist()):
                 frames.append(mfcc_frames(wave[:n]))
-                missing -= n
-        if missing <= 0:
-            return find_clusters(torch.cat(frames), torch.Generator().manual_seed(seed))
+                read += n
+        step += 1
+    return find_clusters(torch.cat(frames), torch.Generator().manual_seed(seed))
 
 
 def find_clusters(frames: Tensor, generator: torch.Generator) -> Tensor:
@@ -46,14 +49,15 @@ def find_clusters(frames: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def nearest_cluster(frames: Tensor, clusters: Tensor) -> Tensor:
-    """The number of the nearest of `find_clusters` to each frame: (M, 39) -> (M,) int64."""
-    return torch.cdist((frames - clusters[0]) / clusters[1], clusters[2:]).argmin(1)
+    """The number of the cluster nearest to each frame: (M, 39) -> (M,) int64."""
+    mean, deviation, centres = clusters[0], clusters[1], clusters[2:]  # as in `find_clusters`
+    return torch.cdist((frames - mean) / deviation, centres).argmin(1)
 
 
 def span_mask(T: int, rng: np.random.Generator) -> Tensor:
     """(T,) bool, True in two or more random spans, which may overlap; all True if T <= SPAN."""
-    count = max(2, int(SHARE * T / SPAN + rng.random()))  # the fraction is rounded at random
-    starts = torch.from_numpy(rng.permutation(max(1, T - SPAN + 1))[:count])
+    num_spans = max(2, int(SHARE * T / SPAN + rng.random()))  # the fraction is rounded at random
+    starts = torch.from_numpy(rng.permutation(max(1, T - SPAN + 1))[:num_spans])
     since_start = torch.arange(T) - starts[:, None]  # (spans, T)
     return ((since_start >= 0) & (since_start < SPAN)).any(0)
 
@@ -65,7 +69,7 @@ def masked_batch(batches: dict, key: tuple, seed: int, clusters: Tensor, shuffle
         ids += batch.ids
         for wave, n in zip(batch.waves, batch.lengths.tolist()):
             labels.append(nearest_cluster(mfcc_frames(wave[:n]), clusters))
-    if shuffled:  # a control: every frame has the label of another one
+    if shuffled:  # a control: every frame has the label of a random frame
         order = rng.permutation(sum(len(one) for one in labels))
         labels = torch.cat(labels)[order].split([len(one) for one in labels])
     targets = [torch.where(span_mask(len(one), rng), one, -100) for one in labels]
@@ -73,7 +77,10 @@ def masked_batch(batches: dict, key: tuple, seed: int, clusters: Tensor, shuffle
 
 
 class MaskedPrediction(nn.Module):
-    """The parts that a file of HuBERT lacks: mask vector, embeddings of clusters, a projection."""
+    """The parameters of masked prediction: mask vector, projection, cluster embeddings.
+
+    They are new, because files with pretrained weights of HuBERT do not contain them.
+    """
 
     loss_waits = False  # as in heads.Head
 

@@ -186,7 +186,10 @@ def diarization_errors(reference, hypothesis) -> tuple[float, float, float, floa
     (0.0, 1.0, 2.0, 10.0)
     """
     # 1. Cut the recording wherever a turn starts or ends. Within an interval nothing changes.
-    boundaries = np.unique([float(t) for _, *times in [*reference, *hypothesis] for t in times])
+    times = []
+    for _, start, end in [*reference, *hypothesis]:
+        times += [float(start), float(end)]
+    boundaries = np.unique(times)
     seconds = np.diff(boundaries)  # (intervals,)
     true, found = _activity(reference, boundaries), _activity(hypothesis, boundaries)
     # 2. Map hypothesis speakers to reference speakers so that most speech is correct.
@@ -255,10 +258,10 @@ def eer(pairs, weights=None):
 def eer_threshold(labels, scores) -> float:
     """The score at which the two error rates of `equal_error_rate` are equal.
 
-    A pair of recordings with this score or more counts as one speaker. Between two scores of trials
-    it is interpolated linearly, as the error rates are. If the rates cross before the highest
-    score, where the threshold falls from infinity, it is the highest score. Raises ValueError as
-    `equal_error_rate` does.
+    A pair of recordings with this score or more counts as one speaker. The threshold is
+    interpolated linearly between two scores of trials, as the error rates are. The rates may cross
+    above the highest score, where there is nothing to interpolate; the result is then the highest
+    score. Raises ValueError as `equal_error_rate` does.
     >>> eer_threshold([1, 1, 0, 0], [0.9, 0.5, 0.5, 0.2])  # half way from 0.9 to the tie at 0.5
     0.7
     """
@@ -357,10 +360,14 @@ def paired_bootstrap(a, b, reduce: Callable, samples: int = 1000, seed: int = 0)
     if runs_a.shape[1] != runs_b.shape[1]:
         raise ValueError("a paired comparison needs the same utterances in both systems")
     difference = float(np.mean(reduce(runs_b)) - np.mean(reduce(runs_a)))
-    numbers_of_seeds = (len(runs_a),) if len(runs_a) == len(runs_b) else (len(runs_a), len(runs_b))
-    drawn, seeds = _draw(runs_a.shape[1], numbers_of_seeds, samples, seed)
-    means_a = _mean_of_drawn(reduce(runs_a, drawn), seeds[0])
-    means_b = _mean_of_drawn(reduce(runs_b, drawn), seeds[-1])
+    if len(runs_a) == len(runs_b):
+        drawn, (seeds_a,) = _draw(runs_a.shape[1], (len(runs_a),), samples, seed)
+        seeds_b = seeds_a
+    else:
+        numbers = (len(runs_a), len(runs_b))
+        drawn, (seeds_a, seeds_b) = _draw(runs_a.shape[1], numbers, samples, seed)
+    means_a = _mean_of_drawn(reduce(runs_a, drawn), seeds_a)
+    means_b = _mean_of_drawn(reduce(runs_b, drawn), seeds_b)
     return difference, *_percentile_interval(means_b - means_a)
 
 

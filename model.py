@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from engine.architecture import EncoderError, check_parameters
 from engine.kernels import (Dropout, attend, convolve_by_fourier, convolve_row,
-                            fit_for_many_lengths)
+                            without_onednn_if_narrow)
 from engine.pretrained import read_weights
 from masked_prediction import MASKED
 from rules import HOP, RECEPTIVE_FIELD
@@ -121,7 +121,7 @@ class FeatureExtractor(nn.Module):
         # states of Base by up to twice their standard deviation (with random weights).
         if waves[0].is_cuda:  # the same result, with fewer and larger operations
             return convolve_row(self.conv_layers, waves, frames)
-        with fit_for_many_lengths(self.conv_layers[0].conv.out_channels):
+        with without_onednn_if_narrow(self.conv_layers[0].conv.out_channels):
             return torch.cat([self.convolve(wave) for wave in waves])
 
     def convolve(self, wave: Tensor) -> Tensor:
@@ -508,15 +508,17 @@ class MultiTask(nn.Module):
         if random_key is not None:
             seed_random_numbers(*random_key, "encoder")
         projected, frames = self.project(batches)
-        own = {name: batch for name, batch in batches.items() if name in self.heads}
-        tasks = {name: batch for name, batch in own.items() if name != MASKED}
+        names = [name for name in batches if name in self.heads]
+        tasks = {name: batches[name] for name in names if name != MASKED}
         features_by_task = self.features(tasks, projected, frames) if tasks else {}
-        losses = dict.fromkeys(own)
-        # When the CPU waits for the GPU, nothing of the forward pass should be left to enqueue.
-        for name in sorted(own, key=lambda name: self.heads[name].loss_waits):
+        losses = dict.fromkeys(names)  # the loop below has another order
+        # In some losses the CPU waits for the GPU. They come last: until then the GPU has work.
+        waiting = [name for name in names if self.heads[name].loss_waits]
+        others = [name for name in names if name not in waiting]
+        for name in others + waiting:
             if random_key is not None:
                 seed_random_numbers(*random_key, name)
-            head, targets = self.heads[name], own[name].targets
+            head, targets = self.heads[name], batches[name].targets
             if name == MASKED:  # HuBERT's own loss: a second pass of the transformer
                 losses[name] = head.loss(self.encoder, projected, frames, targets)
             else:
@@ -526,14 +528,14 @@ class MultiTask(nn.Module):
     @torch.no_grad()
     def predict(self, task: str, batch) -> list:
         """The head's predictions for a batch of B utterances. Call `eval()` before."""
-        batches = {task: batch}
-        features, frames = self.features(batches, *self.project(batches))[task]
+        projected, frames = self.project({task: batch})
+        features, frames = self.features({task: batch}, projected, frames)[task]
         return self.heads[task].predict(features, frames)
 
     def project(self, batches: dict) -> tuple[Tensor | None, list[int]]:
-        """The audio of all batches up to the transformer: (M, D), and frames of each utterance.
+        """The input of the transformer for all batches: (M, D), and the frames of each utterance.
 
-        Without audio, because all states are cached, the result is None and an empty list."""
+        If all states are cached, there is no audio: the result is None and an empty list."""
         device = self.layer_sum.weights.device
         waves = []
         for name, batch in batches.items():
@@ -544,9 +546,10 @@ class MultiTask(nn.Module):
 
     def features(self, batches: dict, projected: Tensor | None,
                  frames: list[int]) -> dict[str, tuple[Tensor, Tensor]]:
-        """{task: batch}, and what `project` gives for them -> {task: (features (B, T, D), (B,))}.
+        """The weighted sum of hidden states: {task: (features (B, T, D), frames (B,))}.
 
-        The transformer processes the utterances of all tasks in one pass."""
+        `projected` (M, D) and `frames`, one number per utterance, are the result of `project`. The
+        transformer processes the utterances of all tasks in one pass."""
         device = self.layer_sum.weights.device
         utterances = []  # features (T, D) of each wave
         if frames:
@@ -555,14 +558,13 @@ class MultiTask(nn.Module):
         result = {}
         for task, batch in batches.items():
             if isinstance(batch, FrozenBatch):
-                states = batch.states.to(device, non_blocking=True)
-                features, frames = self.layer_sum(states), batch.frames
+                cached = batch.states.to(device, non_blocking=True)
+                result[task] = (self.layer_sum(cached), batch.frames)
             else:
                 B = len(batch.targets)
                 own, utterances = utterances[:B], utterances[B:]
-                features = pad_sequence(own, batch_first=True)
-                frames = torch.tensor([len(one) for one in own])
-            result[task] = (features, frames)
+                lengths = torch.tensor([len(one) for one in own])
+                result[task] = (pad_sequence(own, batch_first=True), lengths)
         return result
 
     def loss(self, task: str, features: Tensor, frames: Tensor, targets: list) -> Tensor:

@@ -79,17 +79,17 @@ def check_comparable(results: list[Result]) -> None:
     All runs must have the same data, encoder, setting and precision; the runs of one scenario and
     task must agree in all numbers.
     """
-    corpora, cells = {}, {}  # the first result of each corpus, of each row and label
+    common = ("encoder", "setting", "precision", "scale")
+    first_of_corpus, first_of_cell = {}, {}
     for result in results:
         config, first = result.config, results[0]
-        common = {"encoder", "setting", "precision", "scale"}
         _check_equal(first, result, {key: getattr(first.config, key) for key in common},
                      {key: getattr(config, key) for key in common})
         for task, digests in config.data.items():
-            first = corpora.setdefault(Inputs.key(task, config.fold), result)
-            _check_equal(first, result, first.config.data[task], digests, f"data.{task}.")
-        first = cells.setdefault((row_name(config), config.label), result)
-        _check_equal(first, result, training_settings(first.config), training_settings(config))
+            other = first_of_corpus.setdefault(Inputs.key(task, config.fold), result)
+            _check_equal(other, result, other.config.data[task], digests, f"data.{task}.")
+        other = first_of_cell.setdefault((row_name(config), config.label), result)
+        _check_equal(other, result, training_settings(other.config), training_settings(config))
 
 
 def _check_equal(first: Result, result: Result, before: dict, now: dict, prefix: str = "") -> None:
@@ -107,12 +107,16 @@ def training_settings(config: RunConfig) -> dict:
     """
 
     def strip(values: dict) -> dict:
-        """One level of the configuration."""
+        """A configuration, and those in its "built_on", without what may differ."""
         dropped = ("seed", "fold", "data", "encoder_run", "built_on")
         kept = {key: value for key, value in values.items() if key not in dropped}
         parts = [strip(other) for other in values["built_on"].values()]
         parts.sort(key=lambda part: (part["scenario"], part["label"]))
-        return kept | {"built_on": {f"{p['scenario']}-{p['label']}": p for p in parts}}
+        # Names of prerequisites contain the seed and the fold; these keys do not.
+        kept["built_on"] = {}
+        for part in parts:
+            kept["built_on"][f"{part['scenario']}-{part['label']}"] = part
+        return kept
 
     return strip(config.to_json())
 
@@ -262,10 +266,11 @@ def print_results(results: list[Result], tasks, intervals: bool = False,
     print_table(rows, markdown)
     if any(row[0].startswith("(b-2)") for row in rows):
         print("\nX left out, — not run; + better, - worse than (b-1)")
-    for scale in {result.config.scale for result in results} - {1.0}:  # they have one scale
+    scale = results[0].config.scale if results else 1.0  # all runs have the same one
+    if scale != 1.0:
         print(f"all numbers of updates times {scale:g} (--scale {scale:g})")
     seeds = sorted({result.config.seed for result in results})
     folds = sorted({result.config.fold for result in results})
     if len(seeds) > 1 or len(folds) > 1:
         folded = ", ".join(task.name for task in TASKS.values() if task.folds > 1)
-        print(f"means over what exists of seeds {seeds} and, for {folded}, folds {folds}")
+        print(f"means over the finished runs of seeds {seeds}; for {folded}, also of folds {folds}")

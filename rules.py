@@ -54,7 +54,8 @@ def ctc_frames(ids: list[int]) -> int:
     """The fewest frames that can output a target: one per symbol, one between equal symbols."""
     frames = len(ids)
     for symbol, following in zip(ids, ids[1:]):
-        frames += symbol == following
+        if symbol == following:
+            frames += 1
     return frames
 
 
@@ -198,8 +199,10 @@ def loud_samples(wave: np.ndarray, gain: float, block: int = 60 * SAMPLE_RATE) -
     loud = np.zeros(len(wave), bool)
     for start in range(0, len(wave), block):
         begin = max(0, start - RMS_WINDOW)  # the windows of the block begin here
-        power = np.cumsum(squares(wave[begin:start + block], gain))  # may wrap around;
-        power[RMS_WINDOW:] -= power[:-RMS_WINDOW].copy()  # the differences are exact all the same
+        # The sums may overflow int64 and wrap around. Their differences are exact all the same.
+        sums = np.cumsum(squares(wave[begin:start + block], gain))
+        power = sums.copy()  # of each window of RMS_WINDOW samples
+        power[RMS_WINDOW:] -= sums[:-RMS_WINDOW]
         loud[start:start + block] = power[start - begin:] >= LOUD_POWER
     return loud
 

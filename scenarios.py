@@ -5,8 +5,9 @@
     (b-2) leave-one-out  the same without one task
     (c)   transfer       the encoder of (b-2) is frozen; the head of the left-out task is trained
     (a+)  control        (b-1) with HuBERT frozen: what does training the heads for longer give?
-          ssl-masked     HuBERT is frozen; the parts of masked prediction are trained, which (b)
-                         starts from with --masked-weight
+
+With --masked-weight, (b) also trains HuBERT's own loss, masked prediction. A run `ssl-masked` first
+trains the parameters of this loss on frozen HuBERT. It is only a prerequisite, never a --scenario.
 
 (b), round robin: each update takes one batch of every task and minimises the sum of their losses.
 All batches of an update go through the encoder in one pass. Small corpora repeat more often.
@@ -28,15 +29,15 @@ from engine.flags import flag
 from engine.frozen import caches_means
 from engine.runs import RunError, read_config
 from masked_prediction import MASKED, MaskedPrediction, masked_batch
-from model import (BASE, TINY, Hubert, MultiTask, encoder_digest, load_encoder,
+from model import (BASE, TINY, UNTRAINED, Hubert, MultiTask, encoder_digest, load_encoder,
                    seed_random_numbers)
 from tasks import TASKS, Recipe
 
 # The groups of flags in --help
 MODEL, SSL, MTL, TRANSFER = "model", "(a) ssl", "(b) mtl, leave-one-out", "(c) transfer"
 RECIPE = "the task's recipe"  # a default in --help
-WARM_UPS = ("ssl", "ssl-masked")  # scenarios whose heads other scenarios start from
-# ssl-masked, here: chosen on the toy corpus. The batch is that of each task.
+HEADS_FIRST = ("ssl", "ssl-masked")  # frozen HuBERT; later runs start from the heads of these
+# The recipes of ssl-masked, chosen on the toy corpus. `batch` counts the utterances of each task.
 MASKED_SUPERB = Recipe(lr=1e-3, steps=10_000, batch=2, evaluate_every=None, hidden=256)
 MASKED_TINY = Recipe(lr=3e-3, steps=200, batch=2, evaluate_every=None, hidden=64)
 
@@ -51,8 +52,8 @@ class Setting:
     name: str = "paper"
     encoder: str = flag("hubert_base", MODEL, "tiny, hubert_base, or a file or folder of weights")
     # options.py replaces this by bf16 on a GPU that has it, unless --precision is given.
-    precision: str = flag("fp32", MODEL, "of training; without this flag bf16 on a GPU that has it "
-                          "and else fp32; losses are always fp32", choices=("fp32", "bf16"))
+    precision: str = flag("fp32", MODEL, "of training; losses are always fp32; on a GPU that has "
+                          "bf16, the default is bf16", choices=("fp32", "bf16"))
     ssl_lr: float | None = flag(None, SSL, "learning rate", above=0, none=RECIPE)
     ssl_steps: int | None = flag(None, SSL, "updates", least=1, none=RECIPE)
     ssl_batch: int | None = flag(None, SSL, "utterances per update", least=1, none=RECIPE)
@@ -112,8 +113,9 @@ def in_table_order(names) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: a scenario, the tasks whose heads it trains, and the task that it leaves out.
+    """One run: a scenario, and the tasks on whose data it trains.
 
+    `left_out`: in (b-2) the task that is not trained; in (c) the same task, which (c) trains.
     `universe`: all tasks of the experiment, nine in the paper, fewer with train.py --tasks.
     """
 
@@ -158,7 +160,7 @@ class Run:
 
     @property
     def variant(self) -> list[str]:
-        """What the experiment varies on purpose, as in names of rows: "select dev", "A = 0.5"."""
+        """The settings that a folder and a row of the table show: "select dev", "A = 0.5"."""
         found = [f"select {self.select}"] if self.select != "last" else []
         found += [f"masked {self.masked_weight:g}"] if self.masked_weight else []
         found += [self.masked_labels] if self.masked_labels != "clusters" else []
@@ -174,9 +176,9 @@ class Run:
         """The runs that this one starts from: the heads of (a); for (c) also the encoder of (b-2).
 
         `heads` is Setting.heads: fresh heads need no run of (a). Masked prediction always starts
-        from its own, which hears the same tasks.
+        from a run of ssl-masked on the audio of the same tasks.
         """
-        if self.scenario in WARM_UPS:
+        if self.scenario in HEADS_FIRST:
             return []
         runs = []
         if heads == "ssl":
@@ -207,7 +209,7 @@ def scenario_runs(scenario: str, tasks, universe, seed: int = 0, fold: int = 1) 
 
 
 def vary(run: Run, setting: Setting) -> Run:
-    """The run with what the setting varies on purpose, which its folder and its row name."""
+    """A copy of the run with the settings that its name shows (`Run.variant`); (a) has none."""
     if run.scenario == "ssl":
         return run
     share = setting.interpolate if run.scenario == "transfer" else 1.0
@@ -234,7 +236,7 @@ def with_prerequisites(runs: list[Run], heads: str, finished: Callable | None = 
 def in_stages(runs: list[Run]) -> list[list[Run]]:
     """The runs in an order in which each stage builds on earlier stages only."""
     stages = []
-    for scenarios in (WARM_UPS, ("mtl", "leave-one-out", "control"), ("transfer",)):
+    for scenarios in (HEADS_FIRST, ("mtl", "leave-one-out", "control"), ("transfer",)):
         stages.append([run for run in runs if run.scenario in scenarios])
     return [stage for stage in stages if stage]
 
@@ -302,7 +304,7 @@ class RunConfig:
     warmup: int | None  # updates; None: the rate is constant
     batch: dict[str, int]  # utterances per task in each part of an update
     accumulate: int  # parts of an update, in each of `processes` processes
-    processes: int  # in (b) and (a+); 1 in (a) and (c), where all processes share one batch
+    processes: int  # 1 in (a) and (c), where all processes share one batch
     clip: float  # largest gradient norm
     weight_decay: float
     weighting: str
@@ -335,16 +337,20 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
     """The configuration of a run: the one place where its numbers are chosen.
 
     (a) follows the recipe of the task (SUPERB); (b) and (c) follow Section 3.3 of the paper.
-    `processes`: in (b) and (a+) each process reads a batch of its own, as in the released code. In
-    (a) and (c) all processes share one batch, because SUPERB's recipes give its total size.
+    `processes`: in (a) and (c) all processes share one batch, because SUPERB (a) and the paper (c)
+    give its total size. Otherwise each process reads a batch of its own, as in the released code.
     """
-    heads = () if run.scenario == "ssl-masked" else run.tasks
-    heads += (MASKED,) if run.predicts_masked else ()
+    heads = [] if run.scenario == "ssl-masked" else list(run.tasks)
+    if run.predicts_masked:
+        heads.append(MASKED)
     recipes = {name: recipe_of(name, setting) for name in heads}
     trains_encoder = run.scenario in ("mtl", "leave-one-out")
     numbers = training_numbers(run, setting, recipes)
-    fixed_crops = [] if trains_encoder or run.predicts_masked else [
-        name for name in run.tasks if inputs.has_fixed_crops(name, run.fold, numbers["augment"])]
+    fixed_crops = []
+    if not trains_encoder and not run.predicts_masked:  # else the encoder runs at each step
+        for name in run.tasks:
+            if inputs.has_fixed_crops(name, run.fold, numbers["augment"]):
+                fixed_crops.append(name)
     return RunConfig(
         scenario=run.scenario, label=run.label, tasks=run.tasks, left_out=run.left_out,
         universe=run.universe, seed=run.seed, fold=run.fold, setting=setting.name,
@@ -353,12 +359,12 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
         interpolate=run.interpolate, trains_encoder=trains_encoder,
         average_last=setting.average_last if numbers["select"] == "average" else None,
         feature_grad_mult=setting.feature_grad_mult if trains_encoder else 0.0,
-        encoder_lr=setting.encoder_lr or setting.mtl_lr if trains_encoder else None,
+        encoder_lr=(setting.encoder_lr or setting.mtl_lr) if trains_encoder else None,
         freeze_layers=setting.freeze_layers if trains_encoder else 0, scale=setting.scale,
         masked_weight=run.masked_weight, masked_labels=run.masked_labels,
         hidden={name: recipe.hidden for name, recipe in recipes.items()},
-        heads=None if run.scenario in WARM_UPS else setting.heads,
-        weighting="sum" if run.scenario in (*WARM_UPS, "transfer") else setting.weighting,
+        heads=None if run.scenario in HEADS_FIRST else setting.heads,
+        weighting="sum" if run.scenario in (*HEADS_FIRST, "transfer") else setting.weighting,
         precision=setting.precision, fixed_crops=tuple(fixed_crops),
         processes=1 if run.scenario in ("ssl", "transfer") else processes,
         data={name: inputs.data[Inputs.key(name, run.fold)] for name in run.tasks},
@@ -369,10 +375,10 @@ def make_config(run: Run, setting: Setting, inputs: Inputs, processes: int = 1) 
 
 def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> dict:
     """Rate, updates, batch, regularisation and choice of the checkpoint: fields of RunConfig."""
-    if run.scenario in WARM_UPS:
+    if run.scenario in HEADS_FIRST:
         (recipe,) = recipes.values()
         batch = dict.fromkeys(run.tasks, setting.ssl_batch or recipe.batch)
-        evaluate_every = recipe.evaluate_every and scaled(recipe.evaluate_every, setting)
+        evaluate_every = scaled(recipe.evaluate_every, setting)
         return dict(lr=setting.ssl_lr or recipe.lr, warmup=None, batch=batch, accumulate=1,
                     steps=scaled(setting.ssl_steps or recipe.steps, setting),
                     evaluate_every=evaluate_every, select="dev" if evaluate_every else "last",
@@ -388,16 +394,18 @@ def training_numbers(run: Run, setting: Setting, recipes: dict[str, Recipe]) -> 
                              batch={run.left_out: setting.transfer_batch}, accumulate=1,
                              evaluate_every=scaled(setting.evaluate_every, setting), select="dev")
     batch = {name: max(1, int(setting.mtl_batch * TASKS[name].mtl_share)) for name in run.tasks}
-    evaluate_every = setting.mtl_evaluate_every and scaled(setting.mtl_evaluate_every, setting)
+    evaluate_every = scaled(setting.mtl_evaluate_every, setting)
     return common | dict(lr=setting.mtl_lr, steps=scaled(setting.mtl_steps, setting),
                          warmup=scaled(setting.mtl_warmup, setting), batch=batch,
                          accumulate=setting.accumulate, evaluate_every=evaluate_every,
                          select=run.select)  # in the paper the last (Section 4.1)
 
 
-def scaled(updates: int, setting: Setting) -> int:
-    """A number of updates times --scale; 0 stays 0, and all others stay at least 1."""
-    return max(min(updates, 1), round(setting.scale * updates))
+def scaled(updates: int | None, setting: Setting) -> int | None:
+    """A number of updates times --scale, at least 1; 0 stays 0 and None stays None."""
+    if not updates:
+        return updates
+    return max(1, round(setting.scale * updates))
 
 
 def recipe_of(name: str, setting: Setting) -> Recipe:
@@ -429,7 +437,7 @@ def build_model(config: RunConfig, encoder: Hubert, classes: dict) -> MultiTask:
     heads = {}
     for name, hidden in config.hidden.items():
         seed_random_numbers(config.seed, "head", name)
-        if name == MASKED:  # its warm-up has no other loss, and no weight
+        if name == MASKED:  # in ssl-masked it is the only loss, with weight 1
             heads[name] = MaskedPrediction(encoder.dim, hidden, config.masked_weight or 1.0)
         else:
             heads[name] = TASKS[name].head(encoder.dim, classes[name], hidden)
@@ -450,7 +458,7 @@ def more_targets(config: RunConfig, model: MultiTask) -> Callable | None:
 
 def is_small(source: str) -> bool:
     """Whether an encoder has at most the width of the tiny one. A file is loaded to find out."""
-    named = {"tiny": TINY, "random-tiny": TINY, "hubert_base": BASE, "random-hubert_base": BASE}
+    named = UNTRAINED | {"tiny": TINY, "hubert_base": BASE}
     config = named[source] if source in named else load_encoder(source).config
     return config["encoder_embed_dim"] <= TINY["encoder_embed_dim"]
 
@@ -468,7 +476,7 @@ def load_run_encoder(config: RunConfig, source: str, runs: Path) -> Hubert:
     if encoder_digest(encoder) != config.encoder:
         raise RunError(f"the weights of {source} changed since {config.run.name} was begun; put "
                        "the old ones back, or train in a new --runs folder")
-    if config.encoder_run and A > 0:  # with A = 0 even the sign of -0.0 stays
+    if config.encoder_run and A > 0:  # A = 0: the pretrained weights stay as they are, bit by bit
         finetuned = load_encoder(str(runs / config.encoder_run / "checkpoint.pt")).state_dict()
         weights = {}
         for name, pretrained in encoder.state_dict().items():

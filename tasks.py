@@ -94,23 +94,23 @@ class Task:
     folds: int = 1  # cross-validation folds that `read` accepts
 
 
-def is_correct(reference, prediction) -> tuple[int, int]:
+def accuracy_counts(reference, prediction) -> tuple[int, int]:
     """(1 or 0, 1). With several slots, all of them must be right."""
     return int(prediction == reference), 1
 
 
-def same_score(label: int, cosine: float) -> tuple[int, float]:
-    """A trial of speaker verification is scored by the cosine of its two embeddings."""
+def trial_score(label: int, cosine: float) -> tuple[int, float]:
+    """(label, score) of a trial of speaker verification: the score is the cosine."""
     return label, cosine
 
 
-ACCURACY = Metric("acc", False, is_correct)
-PER = Metric("per", True, edit_counts)
-WER = Metric("wer", True, edit_counts)
-SLOT_F1 = Metric("f1", False, slot_f1_counts)
-SLOT_CER = Metric("cer", True, slot_cer_counts)
-DER = Metric("der", True, diarization_counts)
-EER = Metric("eer", True, same_score, eer)
+ACCURACY = Metric("acc", lower_is_better=False, counts=accuracy_counts)
+PER = Metric("per", lower_is_better=True, counts=edit_counts)
+WER = Metric("wer", lower_is_better=True, counts=edit_counts)
+SLOT_F1 = Metric("f1", lower_is_better=False, counts=slot_f1_counts)
+SLOT_CER = Metric("cer", lower_is_better=True, counts=slot_cer_counts)
+DER = Metric("der", lower_is_better=True, counts=diarization_counts)
+EER = Metric("eer", lower_is_better=True, counts=trial_score, reduce=eer)
 
 
 # Constant answers: what a program scores that ignores the audio
@@ -126,7 +126,8 @@ def most_frequent(train: Corpus) -> Callable:
 
 def empty_text(train: Corpus) -> Callable:
     """No token at all."""
-    return lambda utterance: type(train.utterances[0].reference)()
+    empty = "" if isinstance(train.utterances[0].reference, str) else []
+    return lambda utterance: empty
 
 
 def one_embedding(train: Corpus) -> Callable:
@@ -266,10 +267,10 @@ def summarise(task: Task, rows: list[dict]) -> dict[str, float]:
 def mean_log_error(scores: dict[str, dict[str, float]]) -> float:
     """The mean over tasks of log(error), from {task: {metric: percent}}.
 
-    The error is the first metric if lower is better, else 100 minus it. The step with the lowest
-    mean also has the lowest mean log(error / error at a reference step), whatever that step is: it
-    has the best mean relative score. An error below 0.1 % counts as 0.1 %, so that no task without
-    errors decides alone.
+    The error is the first metric if lower is better, else 100 minus it. Errors relative to those
+    of any one step give the same order of steps, because log(error / reference) differs from
+    log(error) by a constant. An error below 0.1 % counts as 0.1 %; otherwise one task with almost
+    no errors would decide alone.
     """
     logarithms = []
     for name, values in scores.items():

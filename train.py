@@ -51,7 +51,7 @@ from masked_prediction import MASKED, cluster_audio
 from model import MultiTask, encoder_digest, load_encoder
 from options import TOY, Options, check_arguments, default_jobs, parse_arguments
 from results import print_results, read_results
-from scenarios import (WARM_UPS, Inputs, Run, RunConfig, Setting, build_model, in_stages,
+from scenarios import (HEADS_FIRST, Inputs, Run, RunConfig, Setting, build_model, in_stages,
                        load_run_encoder, make_config, more_targets, scenario_runs, vary,
                        with_prerequisites)
 from tasks import TASKS, constant_scores, mean_log_error, read_corpus, summarise
@@ -64,30 +64,15 @@ RESUME_HINT = "; the same command continues from the last checkpoint"
 def lr_scale(step: int, warmup: int | None, steps: int) -> float:
     """The factor on the peak learning rate after `step` updates (paper, Section 3.3).
 
-    It rises linearly from 0 to 1 over `warmup` updates, then falls linearly to 0. The first update
-    has rate 0, as in the released code. If `warmup` is None, it is 1, as SUPERB trains its heads.
+    The factor rises linearly from 0 to 1 over `warmup` updates, then falls linearly to 0. With a
+    warm-up, the first update has rate 0, as in the released code. If `warmup` is None, the factor
+    is 1, as SUPERB trains its heads.
     """
     if warmup is None:
         return 1.0
     if step < warmup:
         return step / warmup
     return (steps - step) / (steps - warmup)
-
-
-def freeze(model, config: RunConfig) -> None:
-    """Freeze what the scenario does not train.
-
-    In (a), (a+) and (c) HuBERT is frozen; only the weighted sum and the heads learn. In (b) HuBERT
-    learns too; with feature_grad_mult 0 its convolutions are frozen. `freeze_layers` freezes
-    them, the first layers and everything between. Without a task, the weighted sum has no use.
-    """
-    model.encoder.requires_grad_(config.trains_encoder)
-    if config.feature_grad_mult == 0:
-        model.encoder.feature_extractor.requires_grad_(False)
-    if config.freeze_layers:
-        model.encoder.freeze_layers(config.freeze_layers)
-    model.layer_sum.requires_grad_(config.scenario != "ssl-masked")
-    model.train()  # which puts a frozen encoder into evaluation mode: it must not drop anything out
 
 
 def training_loop(session: Session, network, model: MultiTask, config: RunConfig, batches,
@@ -114,8 +99,11 @@ def training_loop(session: Session, network, model: MultiTask, config: RunConfig
             session.optimizer.step()
             session.optimizer.zero_grad()
 
-            # An error names the utterances whose loss is not finite.
-            ids = {task: [name for part in parts for name in part[task].ids] for task in losses}
+            # If a loss is not finite, the error names its utterances.
+            ids = {task: [] for task in losses}
+            for part in parts:
+                for task in losses:
+                    ids[task] += part[task].ids
             session.end_step(losses, gradient_norm, ids, config.lr * scale)
             if evaluation_is_due(session.step, config):
                 evaluate()
@@ -171,9 +159,11 @@ def train(config: RunConfig, options: Options) -> None:
                           options.log_every, options.quiet)
         session.resume()
         batches = batches_from(session.step, config, model, data, options)
-        one_of_many = world_size() > 1 or torch.get_num_threads() == 1
-        if session.step == 0 and options.device == "cpu" and not one_of_many:
-            choose_threads(partial(backward, network, model, config, 0, batches.dataset[0]))
+        # Processes of torchrun share the cores; those of `run_parallel` have one thread each.
+        may_choose = world_size() == 1 and torch.get_num_threads() > 1
+        if session.step == 0 and options.device == "cpu" and may_choose:
+            first_parts = batches.dataset[0]  # of update 0
+            choose_threads(partial(backward, network, model, config, 0, first_parts))
             optimizer.zero_grad()
             session.write_log({"step": 0, "threads": torch.get_num_threads()})
         evaluate = partial(evaluate_on_dev, session, config, data, options)
@@ -256,12 +246,13 @@ def test_and_save(session: Session, config: RunConfig, data: Data, options: Opti
 
 
 def read_corpora(config: RunConfig, options: Options) -> dict[str, dict[str, Corpus]]:
-    """{split: {task: corpus}} of a run. Dev is read only where it is used.
+    """{split: {task: corpus}} of a run.
 
-    (a) and (c) choose their checkpoint on dev. Tasks with trials take from it the threshold that
-    predict.py uses. Without a head of a task, only its training data are read. The run's folder
-    keeps which utterances were left out (skipped.txt) and the labels and audio settings that
-    predict.py needs (inputs.json). Raises RunError if the data changed since the command began.
+    Dev is read if the run is evaluated during training. For tasks with trials it is always read:
+    predict.py needs a threshold from dev. ssl-masked has no head of a task and reads training data
+    only. The run's folder keeps which utterances were left out (skipped.txt) and the labels and
+    audio settings that predict.py needs (inputs.json). Raises RunError if the data changed since
+    the command began.
     """
     corpora = {"train": {}, "dev": {}, "test": {}}
     for name in config.tasks:
@@ -294,21 +285,23 @@ def make_model(config: RunConfig, options: Options, train: dict[str, Corpus]) ->
     encoder = load_run_encoder(config, options.encoder, options.runs)
     classes = {name: corpus.classes for name, corpus in train.items()}
     model = build_model(config, encoder, classes)
-    start_from_warm_ups(model, config, options.runs)
+    load_trained_heads(model, config, options.runs)
     freeze(model, config)
     model.encoder.checkpoint_activations = options.checkpoint_activations
     return model.to(options.device)
 
 
-def start_from_warm_ups(model: MultiTask, config: RunConfig, runs: Path) -> None:
-    """Load the heads of (a), and only them: the weights of the layers start equal again.
+def load_trained_heads(model: MultiTask, config: RunConfig, runs: Path) -> None:
+    """Load the heads that earlier runs trained: those of (a), and that of masked prediction.
 
-    The paper does not say where the heads of (b) and (c) start. The released code does this.
+    The weights of the weighted sum are not loaded, so they are equal at the start. The paper does
+    not say where the heads of (b) and (c) start; the released code starts from those of (a).
     """
     for run, built_on in config.built_on.items():
-        if built_on["scenario"] not in WARM_UPS:
+        if built_on["scenario"] not in HEADS_FIRST:
             continue
-        folder, (name,) = runs / run, built_on["hidden"]
+        folder = runs / run
+        (name,) = built_on["hidden"]  # such a run has one head
         prefix = f"heads.{name}."
         weights = {}
         for key, tensor in load_checkpoint(folder)["model"].items():
@@ -321,9 +314,26 @@ def start_from_warm_ups(model: MultiTask, config: RunConfig, runs: Path) -> None
             raise RunError(message) from error
 
 
+def freeze(model, config: RunConfig) -> None:
+    """Freeze what the scenario does not train.
+
+    In (a), (a+) and (c) HuBERT is frozen; only the weighted sum and the heads are trained. In (b)
+    HuBERT is trained too. With feature_grad_mult 0, its convolutions stay frozen. `freeze_layers`
+    freezes the first transformer layers and everything below them. In ssl-masked the weighted sum
+    is frozen, because no head reads it.
+    """
+    model.encoder.requires_grad_(config.trains_encoder)
+    if config.feature_grad_mult == 0:
+        model.encoder.feature_extractor.requires_grad_(False)
+    if config.freeze_layers:
+        model.encoder.freeze_layers(config.freeze_layers)
+    model.layer_sum.requires_grad_(config.scenario != "ssl-masked")
+    model.train()  # a frozen encoder goes into evaluation mode (`Hubert.train`): no dropout
+
+
 def cache_features(model: MultiTask, split: str, corpora: dict[str, Corpus],
                    config: RunConfig, options: Options) -> dict[str, FrozenFeatures | None]:
-    """{task: cached hidden states of a frozen encoder}; None means that it runs at every step."""
+    """{task: cached hidden states}; None means that the encoder runs at every step."""
     if not model.encoder.frozen or config.run.predicts_masked:
         return dict.fromkeys(corpora)
     # All runs of (a) share the cache of the pretrained encoder. A run of (c) has a cache of its
@@ -380,13 +390,13 @@ def gather_inputs(runs: list[Run], setting: Setting, options: Options) -> Inputs
 
 def train_all(runs: list[Run], setting: Setting, inputs: Inputs, options: Options) -> None:
     """Train all missing runs, stage by stage; several at a time where possible."""
-    wanted = with_prerequisites(runs, setting.heads, options.is_finished)
+    wanted = with_prerequisites(runs, setting.heads, options.has_result)
     configs = {run: make_config(run, setting, inputs, world_size()) for run in wanted}
     jobs = default_jobs(setting, options)
     done = 0
     for stage in in_stages(wanted):
-        finished = [run for run in stage if options.is_finished(run)]
-        missing = [run for run in stage if not options.is_finished(run)]
+        finished = [run for run in stage if options.has_result(run)]
+        missing = [run for run in stage if not options.has_result(run)]
         for run in finished:
             train_with_lock(run, configs, options)  # only compares the configurations
         done += len(finished)
@@ -425,19 +435,20 @@ def run_command(args: argparse.Namespace, setting: Setting, options: Options) ->
             toy.write_corpus(options.data)
     wait_for_all()
     tasks = args.task or args.tasks  # --task: the tasks to treat; --tasks: all of the experiment
-    runs = {}  # (seed, fold): runs
+    groups, all_runs = [], []  # a group: the runs of one seed and fold
     for seed, fold in product(args.seed, args.fold):
         found = scenario_runs(args.scenario, tasks, args.tasks, seed, fold)
-        runs[seed, fold] = [vary(run, setting) for run in found]
+        groups.append([vary(run, setting) for run in found])
+        all_runs += groups[-1]
     with first_process_first():
-        inputs = gather_inputs(sum(runs.values(), []), setting, options)
+        inputs = gather_inputs(all_runs, setting, options)
     if args.dry_run:
         from tools.dryrun import dry_run
 
         if rank() == 0:
-            dry_run(sum(runs.values(), []), setting, inputs, options)
+            dry_run(all_runs, setting, inputs, options)
         return
-    for group in runs.values():
+    for group in groups:
         train_all(group, setting, inputs, options)
     if rank() == 0:
         show_results(args, options, tasks if args.scenario in ("ssl", "transfer") else args.tasks)

@@ -29,9 +29,10 @@ def backward(network, model: MultiTask, config: RunConfig, step: int,
     losses = dict.fromkeys(model.heads, 0.0)
     passes = forward_passes(network, model, config, step, parts)
     for number, (forward, batches) in enumerate(zip(passes, parts)):
-        with averaging(network, number == len(parts) - 1):
+        with average_if(number == len(parts) - 1, network):
             if config.weighting == "pcgrad":
-                found = pcgrad_backward(forward, batches, model, config.seed * config.steps + step)
+                order_seed = config.seed * config.steps + step  # another one for each (seed, step)
+                found = pcgrad_backward(forward, batches, model, order_seed)
             elif config.weighting == "uncertainty":
                 found = forward(batches)
                 uncertainty_total(found, model.log_sigma).backward()
@@ -63,8 +64,8 @@ def weighted_losses(network, config: RunConfig, random_key: tuple, weights: dict
     return {task: loss * weights[task] for task, loss in losses.items()}
 
 
-def averaging(network, last: bool) -> AbstractContextManager:
-    """DDP averages the gradients over processes; once per update, with its last part, is enough."""
+def average_if(last: bool, network) -> AbstractContextManager:
+    """Inside, DDP averages gradients over processes only for the `last` part of an update."""
     if last or not isinstance(network, DistributedDataParallel):
         return nullcontext()
     return network.no_sync()
@@ -79,9 +80,12 @@ def loss_weights(model, parts: list[dict]) -> list[dict]:
     Each process must pass the same tasks in the same order: `all_reduce` adds by position.
     """
     # DIFFERS: the released code gives processes equal weight, whatever their shares are.
-    terms = [[head.num_loss_terms(part[task].targets) for task, head in model.heads.items()]
-             for part in parts]  # (parts, tasks)
-    totals, processes = [sum(column) for column in zip(*terms)], 1
+    terms = []  # (parts, tasks)
+    for part in parts:
+        terms.append([head.num_loss_terms(part[task].targets)
+                      for task, head in model.heads.items()])
+    totals = [sum(column) for column in zip(*terms)]  # of each task
+    processes = 1
     if dist.is_initialized():
         processes = dist.get_world_size()
         device = model.layer_sum.weights.device
@@ -124,7 +128,7 @@ def pcgrad_backward(forward: Callable, batches: dict, model, key: int) -> dict[s
             if parameter.requires_grad:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= dist.get_world_size()
-    # They are averaged over processes, so only conflicts between tasks are projected.
+    # The gradient of a task is its mean over processes, so only tasks can conflict here.
     total = combine_conflicting(task_gradients, torch.Generator().manual_seed(key))
     shared = shared_parameters(model)
     for parameter, gradient in zip(shared, total.split([p.numel() for p in shared])):
@@ -171,8 +175,9 @@ def combine_conflicting(task_gradients: Tensor, generator: torch.Generator) -> T
     Two gradients conflict if their dot product is negative. Then we remove from g_i its component
     along the unprojected g_j. The other tasks j come in random order:
         g_i <- g_i - ((g_i . g_j) / |g_j|^2) g_j        if g_i . g_j < 0
-    Every g_i stays a weighted sum of the unprojected gradients, so the products of those are
-    enough. This reads the gradients twice; the plain loop over g_i reads them for each i and j.
+    A projected g_i is a weighted sum of the unprojected gradients. The loop changes only its
+    weights, row i of `weights`. For this it needs only the dot products of the unprojected
+    gradients. So the gradients are read twice: for these products, and for the final sum.
     DIFFERS: the released code takes the mean over tasks, which divides the encoder's gradient by
     the number of tasks. It also projects the gradient of each weight matrix separately.
     """

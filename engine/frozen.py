@@ -37,9 +37,9 @@ BATCH_FRAMES = 10_000  # of padded features (200 s) that a head reads together i
 class FrozenFeatures:
     """The cached hidden states of a corpus, in a memory-mapped file made by `cache_states`.
 
-    Pooled features: up to its mean over time, a classifier head consists of linear maps. Mean over
-    time and linear maps commute, so the mean of each hidden state is enough: (S, D) numbers per
-    crop (`pooled`, T = 1), exact up to rounding. Other heads need all frames: CTC has a loss over
+    Pooled features: before its mean over time, a classifier head has only linear maps. The mean may
+    as well be taken first, so the mean of each hidden state is enough: (S, D) numbers per crop
+    (`pooled`, T = 1), exact up to rounding. Other heads need all frames: CTC has a loss over
     frames, and other heads have LSTMs or ReLUs before the mean.
 
     Raises OSError, ValueError, KeyError, TypeError or RuntimeError if the file or its index is
@@ -60,7 +60,7 @@ class FrozenFeatures:
                 len(order) == len(self.frames) == len(self.checksums)):
             raise ValueError(f"{path} does not fit its corpus")
         sizes = self.frames[order] * self.S * self.D
-        self.starts = torch.empty_like(order)  # of each crop, in numbers
+        self.starts = torch.empty_like(order)  # where each crop begins in `data`
         self.starts[order] = sizes.cumsum(0) - sizes
         self.data = torch.from_numpy(np.memmap(path, np.float32, "c"))
         if len(self.data) != sizes.sum():
@@ -73,8 +73,8 @@ class FrozenFeatures:
         """
         crops = []
         for utterance, number in draws:
-            first, last = self.first_crop[utterance], self.first_crop[utterance + 1]
-            crops.append(first + (number or 0) % (last - first))
+            first, end = self.first_crop[utterance], self.first_crop[utterance + 1]
+            crops.append(first + (number or 0) % (end - first))
         self._check(crops)
         frames, starts = self.frames[crops], self.starts[crops]
         if self.pooled:  # all crops have one size: a batch is a single gather

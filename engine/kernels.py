@@ -37,7 +37,7 @@ def keep_memory() -> None:
 
 
 @contextmanager
-def fit_for_many_lengths(channels: int) -> Iterator[None]:
+def without_onednn_if_narrow(channels: int) -> Iterator[None]:
     """Inside, narrow convolutions on a CPU do not use oneDNN, PyTorch's library for CPUs.
 
     oneDNN compiles code for each new length, and almost every utterance has a new length. With few

@@ -1,4 +1,4 @@
-"""Processes, signals, several runs at a time, output that never stops the work, one-line errors."""
+"""Processes and signals, several runs at a time, progress bars, and one-line error messages."""
 
 import os
 import signal
@@ -120,8 +120,8 @@ SECONDS_PER_TRIAL = 0.5
 def choose_threads(step: Callable) -> None:
     """Time `step()` on a CPU with one thread and with all, and keep the faster number.
 
-    Threads wait for each other. In a small step this takes longer than the work, and so it may in
-    any step while other programs use the cores. A long step is tried once with each number.
+    Threads wait for each other. This can take longer than the work itself if the step is small, or
+    if other programs use the cores. A long step is tried once with each number of threads.
     """
     most, seconds = torch.get_num_threads(), {}
     for threads in (1, most):
@@ -272,8 +272,8 @@ CAUSES = {  # a part of an error's text: what the user can do about it
 def friendly_errors(debug: bool = False, after_stop: str = "") -> Iterator[None]:
     """Guard a program: user errors print one line and exit with code 2; anything else is a bug.
 
-    Ctrl-C prints one line that ends with `after_stop`, and exits with code 130. Output never stops
-    the work.
+    Ctrl-C prints one line that ends with `after_stop`, and exits with code 130. If nobody reads the
+    output any more (`| head -1`), the program goes on without printing.
     """
     streams = sys.stdout, sys.stderr
     sys.unraisablehook = _ignore_loader_end  # also after the end of this block

@@ -214,11 +214,11 @@ def weights_digest(state: dict) -> str:
 
 
 def is_finished(folder: Path, config: dict, recorded: dict, compare_precision: bool) -> bool:
-    """Whether a run is finished, after a check that it is this run.
+    """Whether a run is finished. Checks first that the run on disk has this configuration.
 
     `config` is everything that decides the result; its "built_on" holds the configurations of the
-    prerequisites, which lie in the same parent folder. `recorded` decides nothing. Raises RunError
-    with a list of the differences if the run was begun with another configuration, or on
+    prerequisites, which lie in the same parent folder. `recorded` changes no result. Raises
+    RunError with a list of the differences if the run was begun with another configuration, or on
     prerequisites that were trained again since.
     """
     finished = (folder / "result.json").exists()
@@ -233,12 +233,13 @@ def write_config(folder: Path, config: dict, recorded: dict) -> None:
     """Write config.json: the configuration, the weights it is built on, and what is recorded."""
     versions = {"torch": torch.__version__, "python": platform.python_version(),
                 "threads": torch.get_num_threads()}
-    decisive = {"format": FORMAT, **config, "built_on_weights": _weights_of(config, folder.parent)}
+    digests = _prerequisite_digests(config, folder.parent)
+    decisive = {"format": FORMAT, **config, "built_on_weights": digests}
     save_json(folder / "config.json", {**decisive, "checksum": _checksum(decisive),
                                        "recorded": {**recorded, **versions}})
 
 
-def _weights_of(config: dict, runs: Path) -> dict[str, str]:
+def _prerequisite_digests(config: dict, runs: Path) -> dict[str, str]:
     """The digests of the weights of the prerequisites; a deleted prerequisite is ignored."""
     digests = {}
     for name in config["built_on"]:
@@ -252,7 +253,7 @@ def check_config(folder: Path, config: dict, recorded: dict, ignored: set[str],
     """Raises RunError with the differences if a run on disk has another configuration."""
     saved = read_config(folder)
     own = {key: value for key, value in config.items() if key != "built_on"}
-    weights = _weights_of(config, folder.parent)
+    weights = _prerequisite_digests(config, folder.parent)
     changed = differences(saved, own, ignored if finished else set())
     changed += differences(saved["built_on"], config["built_on"], ignored, "built_on.")
     changed += differences(saved["built_on_weights"], weights, set(), "weights of ")
@@ -284,7 +285,7 @@ def read_config(folder: Path) -> dict:
 def differences(saved: dict, current: dict, ignored: set[str], prefix: str = "") -> list[str]:
     """One text "<setting> was <saved> and is <current>" for each difference of two JSON objects.
 
-    Nested objects are compared by key, and `prefix` names the way down. Keys in `ignored` are not
+    Nested objects are compared by key; `prefix` holds the outer keys. Keys in `ignored` are not
     compared at any depth. A nested key that only `saved` has is a difference, too.
     """
     found = []

@@ -54,9 +54,10 @@ class Session:
         self.steps, self.save_every, self.log_every = steps, save_every, log_every
         self.quiet = quiet or rank() > 0
         self.step = 0
-        # {"value", "step", "model"} of the best evaluation on dev, or of an average of "value" many
+        # {"value", "step", "model"}: dev score, step and weights of the best evaluation. With
+        # `add_to_average`: the number of averaged steps, the last of them, the mean weights.
         self.best = None
-        self.last_step = None  # a StepValues that was not checked yet
+        self.last_step = None  # the StepValues of the last step
         self.shown = {}  # figures in the progress bar
         self.bar, self.log = None, None
         self.began = time.time()  # shifted by `resume`, so that earlier time counts
@@ -110,7 +111,9 @@ class Session:
         bad = [name for name, loss in zip(ids, losses) if not math.isfinite(loss)]
         if bad or not math.isfinite(norm):
             what = f"loss of {', '.join(bad)}" if bad else "gradient"
-            named = dict.fromkeys(utterance for name in bad or ids for utterance in ids[name])
+            named = []  # of all tasks if only the gradient is not finite
+            for name in bad or ids:
+                named += [utterance for utterance in ids[name] if utterance not in named]
             utterances = ", ".join(named)
             raise RunError(f"{self.folder.name}: the {what} is not finite at step {step} "
                            f"({utterances}); check these files, or lower the learning rate in a "
@@ -160,7 +163,7 @@ class Session:
             raise KeyboardInterrupt(f"{self.folder.name}: stopped after step {self.step} and saved")
 
     def finish(self) -> dict:
-        """Load the best weights, if there are any. Save without Adam's state, and return that.
+        """Load the best weights, if any. Save and return a checkpoint without Adam's state.
 
         Only the first process scores dev, so all others receive its weights.
         """

@@ -164,7 +164,7 @@ def test_rows_of_an_experiment_with_fewer_tasks_are_hollow(scored):
     filled = [line.get_markerfacecolor() != "white" for line in axes.lines
               if line.get_marker() == "s"]
     assert filled == [True, False]
-    assert look("(a++) SSL, updates of (c)")["markerfacecolor"] != "white"
+    assert look("(a+) SSL, updates of (c)")["markerfacecolor"] != "white"
     assert look("(b-1) MTL all, masked 0.1")["fillstyle"] == "bottom"
     assert look("(c) transfer, masked 0.1, shuffled, A = 0.5")["fillstyle"] == "left"
     assert "fillstyle" not in look("(b-1) MTL all"), "of the row before"

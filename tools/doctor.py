@@ -30,7 +30,7 @@ SUPERB = {  # task: folders, utterances in train, dev and test (ASV: train recor
 
 
 def main() -> bool:
-    """Print the report; -> whether anything is wrong."""
+    """Print the report. Returns True if there is a problem."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", metavar="DIR", type=Path, help="the folder that holds the datasets")

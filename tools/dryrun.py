@@ -56,8 +56,8 @@ class Estimate:
 def dry_run(runs: list[Run], setting: Setting, inputs: Inputs, options: Options) -> None:
     """Print a row for each kind of run, and the cost of all runs to make."""
     keep_memory()  # as in training
-    runs = [run for run in with_prerequisites(runs, setting.heads, options.is_finished)
-            if not options.is_finished(run)]
+    runs = [run for run in with_prerequisites(runs, setting.heads, options.has_result)
+            if not options.has_result(run)]
     jobs = default_jobs(setting, options)
     if jobs > 1:
         torch.set_num_threads(1)  # as each of several jobs

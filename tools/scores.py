@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from engine.launch import say
 from engine.runs import RunError
-from graphs import PAPER
+from graphs import PAPER, drawn_metric
 from results import CONSTANT, Result, interval, row_name, row_order, table_cells
 from tasks import ACCURACY, TASKS
 from tools.plots import COLUMNS, SMALL, name_runs
@@ -20,7 +20,6 @@ from tools.plots import COLUMNS, SMALL, name_runs
 # The scenarios of the summary by their sign in Table 1. All differ in shape and in greyness.
 LOOKS = {"(a)": {"marker": "o", "color": "#000000"},
          "(a+)": {"marker": "v", "color": "#b0b0b0"},
-         "(a++)": {"marker": "^", "color": "#b0b0b0"},
          "(b-1)": {"marker": "s", "color": "#0072b2"},
          "(c)": {"marker": "D", "color": "#d98200"}}
 PAPER_ROWS = {"ssl": "(a)", "mtl": "(b-1)", "transfer": "(c)"}  # of paper_table1.json
@@ -33,7 +32,7 @@ CELL = 0.28  # inches
 
 
 def plot_summary(results: list[Result], with_paper: bool = False) -> Figure:
-    """One panel per metric: (a), (a++), (b-1), (c) with 95 % intervals, and the constant answer.
+    """One panel per metric: (a), (a+), (b-1), (c) with 95 % intervals, and the constant answer.
 
     `with_paper` adds the paper's Table 1 in a part of its own, on its own scales: its encoder and
     its data are other ones. Raises RunError if there is no such run.
@@ -165,11 +164,11 @@ def add_legend(part: SubFigure, rows: list[str], columns: int, with_constant: bo
 
 
 def plot_confusion(results: list[Result]) -> Figure:
-    """Which class was answered for which: a column per task, a row for each of (a), (b-1), (c).
+    """Confusion matrices: a column for each task, a row for each of (a), (b-1), (c).
 
-    Drawn are tasks whose metric is accuracy and that have at most 20 classes: KS, ER, and IC by its
-    first slot, the action. SID has too many. Seeds and folds are added up. Raises RunError if there
-    is no such run.
+    A task is drawn if its metric is accuracy and it has at most MOST_CLASSES classes: KS, ER, and
+    IC (its first slot, the action), but not SID. Seeds and folds are added up. Raises RunError if
+    no run has such a task.
     """
     answers = read_answers(results)
     classes = {}
@@ -210,7 +209,7 @@ def read_answers(results: list[Result]) -> dict[str, dict[str, list[tuple[str, s
     answers = {}
     for name, task in TASKS.items():
         for result in results:
-            is_shown = result.config.scenario in PAPER_ROWS  # neither (a++) nor (b-2)
+            is_shown = result.config.scenario in PAPER_ROWS  # neither (a+) nor (b-2)
             if not (is_shown and name in result.metrics and ACCURACY in task.metrics):
                 continue
             for line in result.predictions(name):
@@ -276,18 +275,20 @@ def plot_interpolation(results: list[Result]) -> Figure:
 
 def draw_interpolation(axes: Axes, name: str, panel: dict[float, dict[int, Result]]) -> None:
     """The curve of one task; `panel` is {A: {seed: result}}."""
-    seeds = sorted(set.intersection(*map(set, panel.values())))
+    shares = sorted(panel)
+    first = panel[shares[0]]
+    seeds = [seed for seed in sorted(first) if all(seed in panel[share] for share in shares)]
     if not seeds:
-        raise RunError(f"{name}: no seed has a run for each A in {sorted(panel)}; train the others")
+        raise RunError(f"{name}: no seed has a run for each A in {shares}; train the others")
+    task = first[seeds[0]].config.left_out
+    metric = drawn_metric(task)
     means = []
-    for share, runs in sorted(panel.items()):
-        runs = [runs[seed] for seed in seeds]
-        task = TASKS[runs[0].config.left_out]
-        metric = task.metrics[task.graph_metric]
-        means.append(np.mean([run.metrics[task.name][metric.name] for run in runs]))
-        axes.vlines(share, *interval(runs, task.name, metric.name), linewidth=1.2)
-    axes.plot(sorted(panel), means, "o-", markersize=4)
+    for share in shares:
+        runs = [panel[share][seed] for seed in seeds]
+        means.append(np.mean([run.metrics[task][metric.name] for run in runs]))
+        axes.vlines(share, *interval(runs, task, metric.name), linewidth=1.2)
+    axes.plot(shares, means, "o-", markersize=4)
     axes.set_title(f"{name}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", fontsize=9)
     axes.set_ylabel(f"{metric.heading}, %", fontsize=8)
-    axes.set_xticks(sorted(panel))
+    axes.set_xticks(shares)
     axes.tick_params(labelsize=SMALL)
