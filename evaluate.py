@@ -31,6 +31,14 @@ from scenarios import RunConfig, build_model, load_config, load_run_encoder
 from tasks import TASKS, read_corpus, score, summarise
 
 
+PLOTS = {  # flag: what it plots, as in --help
+    "summary": "(a), (b-1) and (c) with 95 %% intervals, one panel per metric",
+    "confusion": "confusion matrices of tasks with few classes",
+    "layers": "which hidden states the heads use",
+    "curves": "losses and dev scores during training",
+    "interpolation": "scores of (c) over A (train.py --interpolate A)"}
+
+
 @torch.no_grad()
 def predict_and_score(model: MultiTask, corpora: dict[str, Corpus],
                       features: dict[str, FrozenFeatures | None], workers: int = 0,
@@ -175,26 +183,16 @@ def main() -> None:
                         help="with --table: 95 %% bootstrap intervals")
     parser.add_argument("--markdown", action="store_true", help="with --table: as Markdown")
     parser.add_argument("--json", action="store_true", help="with --table: as JSON")
-    parser.add_argument("--summary", action="store_true",
-                        help="plot (a), (b-1) and (c) with 95 %% intervals, one panel per metric")
     parser.add_argument("--paper", action="store_true",
                         help="with --summary: the paper's numbers in a part of their own")
-    parser.add_argument("--confusion", action="store_true",
-                        help="plot confusion matrices of tasks with few classes")
-    parser.add_argument("--layers", action="store_true",
-                        help="plot which hidden states the heads use")
-    parser.add_argument("--curves", action="store_true",
-                        help="plot losses and dev scores during training")
-    parser.add_argument("--interpolation", action="store_true",
-                        help="plot scores of (c) over A (train.py --interpolate A)")
+    for name, text in PLOTS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=f"plot {text}")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the plots")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
-    of_all_runs = (args.table or args.summary or args.confusion or args.layers or args.curves
-                   or args.interpolation)
+    of_all_runs = args.table or any(getattr(args, name) for name in PLOTS)
     if not (args.run or of_all_runs):
-        parser.error("nothing to do: give --run, --table, --summary, --confusion, --layers, "
-                     "--curves or --interpolation")
+        parser.error(f"nothing to do: give --run, --table, --{', --'.join(PLOTS)}")
     if args.paper and not args.summary:
         parser.error("--paper goes with --summary")
     with friendly_errors(args.debug):
@@ -222,16 +220,12 @@ def show_results(args: argparse.Namespace) -> None:
         print(json.dumps(entries, indent=1))
     elif args.table:
         print_results(results, list(TASKS), args.intervals, args.markdown)
-    if args.summary:
-        save_plot(plot_summary(results, args.paper), args.out / "summary.png")
-    if args.confusion:
-        save_plot(plot_confusion(results), args.out / "confusion.png")
-    if args.layers:
-        save_plot(plot_layers(results), args.out / "layers.png")
-    if args.curves:
-        save_plot(plot_curves(results), args.out / "curves.png")
-    if args.interpolation:
-        save_plot(plot_interpolation(results), args.out / "interpolation.png")
+    plots = {"summary": functools.partial(plot_summary, with_paper=args.paper),
+             "confusion": plot_confusion, "layers": plot_layers, "curves": plot_curves,
+             "interpolation": plot_interpolation}
+    for name in PLOTS:
+        if getattr(args, name):
+            save_plot(plots[name](results), args.out / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -469,17 +469,18 @@ def load_run_encoder(config: RunConfig, source: str, runs: Path) -> Hubert:
     With A = config.interpolate < 1, (c) takes A x (b-2) + (1 - A) x pretrained, weight by weight
     (Speech-FT, Lin et al. 2025). Raises RunError if the pretrained weights are not the run's.
     """
-    A = config.interpolate
-    if config.encoder_run and A == 1:
-        return load_encoder(str(runs / config.encoder_run / "checkpoint.pt"))
+    A, finetuned = config.interpolate, None
+    if config.encoder_run and A > 0:
+        finetuned = load_encoder(str(runs / config.encoder_run / "checkpoint.pt"))
+        if A == 1:
+            return finetuned
     encoder = load_encoder(source)
     if encoder_digest(encoder) != config.encoder:
         raise RunError(f"the weights of {source} changed since {config.run.name} was begun; put "
                        "the old ones back, or train in a new --runs folder")
-    if config.encoder_run and A > 0:  # A = 0: the pretrained weights stay as they are, bit by bit
-        finetuned = load_encoder(str(runs / config.encoder_run / "checkpoint.pt")).state_dict()
-        weights = {}
+    if finetuned:  # with A = 0 the pretrained weights stay as they are, bit by bit
+        mean = {}
         for name, pretrained in encoder.state_dict().items():
-            weights[name] = A * finetuned[name] + (1 - A) * pretrained
-        encoder.load_state_dict(weights)
+            mean[name] = A * finetuned.state_dict()[name] + (1 - A) * pretrained
+        encoder.load_state_dict(mean)
     return encoder
