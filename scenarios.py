@@ -479,8 +479,8 @@ def load_run_encoder(config: RunConfig, source: str, runs: Path) -> Hubert:
         raise RunError(f"the weights of {source} changed since {config.run.name} was begun; put "
                        "the old ones back, or train in a new --runs folder")
     if finetuned:  # with A = 0 the pretrained weights stay as they are, bit by bit
-        mean = {}
+        weights, mean = finetuned.state_dict(), {}
         for name, pretrained in encoder.state_dict().items():
-            mean[name] = A * finetuned.state_dict()[name] + (1 - A) * pretrained
+            mean[name] = A * weights[name] + (1 - A) * pretrained
         encoder.load_state_dict(mean)
     return encoder
