@@ -1,4 +1,4 @@
-"""The network in other people's tensors: names, sizes, settings -> (configuration, state dict).
+"""Converts weights of fairseq, Hugging Face and others: -> (configuration, state dict).
 
     unwrap -> drop prefixes -> refuse what differs -> torchaudio's names -> configuration
 
@@ -21,13 +21,13 @@ from tqdm import tqdm
 from engine.files import some
 from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 
-# (dimensions, does each convolution have a layer norm): attention heads, of published models and
-# of our tiny one. In these models layer norm in all convolutions means pre-layer-norm, too.
+# {(dimensions, whether each convolution has a layer norm): number of attention heads}, for
+# published models and our tiny one. Those with layer norms there are pre-norm transformers.
 PUBLISHED_HEADS = {(128, False): 4, (768, False): 12, (1024, False): 16, (1024, True): 16,
                    (1280, True): 16}
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
-# Dropout is a choice of training, not a part of the weights: as these models were pretrained
-# (torchaudio's HUBERT_BASE and HUBERT_LARGE), whatever file they come from.
+# Weight files do not always name the dropout. We use that of pretraining (torchaudio's
+# HUBERT_BASE and HUBERT_LARGE) for every file.
 POST_NORM_DROPOUT = {"encoder_projection_dropout": 0.1, "encoder_dropout": 0.1,
                      "encoder_attention_dropout": 0.1}
 PRE_NORM_DROPOUT = dict.fromkeys(POST_NORM_DROPOUT, 0.0)
@@ -58,7 +58,7 @@ DROPPED = (
     r"mask_emb|masked_spec_embed|label_embs_concat|layer_weights$|"
     r"(final_proj|quantizer|project_q|project_hid|target_glu|lm_head|projector|classifier|aux)\."
 )
-# A parameter's name -> why this network cannot compute what the file's network computes.
+# Pattern of a parameter's name -> the part of the file's network that `model.Hubert` lacks.
 UNSUPPORTED = (
     (r"grep_linear|grep_a|gru_rel_pos|rel_attn_embed|relative_attention_bias",
      "WavLM's gated relative position bias"),
@@ -127,11 +127,12 @@ def _unwrap(content: dict) -> tuple[object, dict[str, Tensor]]:
 
 
 def _strip_prefix(weights: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """-> what a wrapper put before the encoder's names ("hubert.", "module.", "model.",
-    "w2v_encoder.w2v_model." and their like), and the encoder's parameters without it. Parameters
-    with another prefix (output layers) are dropped."""
+    """Returns the prefix of the encoder's names, and its parameters without this prefix.
+
+    A wrapper adds the prefix: "hubert.", "module.", "w2v_encoder.w2v_model." and so on. Parameters
+    without the prefix (output layers) are dropped."""
     weights = {name.replace("_orig_mod.", ""): x for name, x in weights.items()}  # torch.compile
-    first = "feature_extractor.conv_layers.0."  # so all files name the first convolution
+    first = "feature_extractor.conv_layers.0."  # the first convolution has this name in all files
     prefixes = sorted({name[: name.index(first)] for name in weights if first in name})
     if "layer_sum.weights" in weights and not prefixes:
         raise EncoderError("a run that did not train its encoder; name the encoder that its "
@@ -194,7 +195,8 @@ def _fairseq_settings(content: dict) -> tuple[str, dict]:
     """cfg or args of a checkpoint -> family, settings under the keys of `model.BASE`."""
     args = _as_dict(content.get("args"))
     cfg = _as_dict(content.get("cfg"))
-    network, task = _as_dict(cfg.get("model")) or args, _as_dict(cfg.get("task")) or args
+    network = _as_dict(cfg.get("model")) or args
+    task = _as_dict(cfg.get("task")) or args
     pretraining = _as_dict(network.get("w2v_args"))  # of a finetuned model
     if pretraining:
         network = _as_dict(pretraining.get("model")) or pretraining

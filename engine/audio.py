@@ -74,11 +74,11 @@ def mfcc_frames(wave):
 def header_samples(task: str, path: str) -> int:
     """The samples of a file at 16 kHz, by its header alone. DataError if that shows damage."""
     try:
-        if not os.path.isfile(path):
-            raise OSError
+        if not os.path.isfile(path):  # also a name with a zero byte
+            raise FileNotFoundError(path)
         header = soundfile.info(os.fsencode(path))
         size = os.path.getsize(path)
-    except (OSError, RuntimeError, ValueError):  # ValueError: a name with a zero byte
+    except (OSError, RuntimeError):
         reason = why_unreadable(path)
         raise DataError(f"{task}: no readable audio ({reason}) in {path}; {REPLACE}") from None
     # libsndfile reads a wav that was cut short, and remarks on it only here. Ten digits stand for
@@ -110,7 +110,7 @@ def why_unreadable(path: str) -> str:
         with open(path, "rb") as file:
             start = file.read(24)
     except FileNotFoundError:
-        folder, name = os.path.split(path)
+        folder, name = os.path.split(os.path.abspath(path))
         stem = os.path.splitext(name)[0]
         for neighbour in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
             if os.path.splitext(neighbour)[0] == stem:

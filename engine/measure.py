@@ -74,9 +74,11 @@ def measure_corpus(corpus: Corpus, root, skip_broken: bool | str, cache: Path | 
                    ctc: bool = False) -> Corpus:
     """The corpus with the lengths of its utterances, without those that are too short.
 
-    skip_broken=False: raises DataError if a file is broken. True: decodes every file and leaves out
-    broken ones. "headers", for the doctor: leaves out files with a broken header. cache: the folder
-    that remembers decoded lengths. ctc: an utterance also needs the frames that CTC needs."""
+    Lengths come from the headers. Files are decoded if silence is removed (`corpus.trim`) or if
+    `skip_broken` is True. skip_broken=False raises DataError at the first broken file it notices.
+    True leaves out broken files. "headers" (for the doctor) leaves out files with a broken header.
+    `cache`: the folder that remembers decoded lengths. `ctc`: an utterance also needs the frames
+    that CTC needs. `root`: the data folder, for messages."""
     check_lists(corpus, root)
     decoding = skip_broken is True or (corpus.trim and not skip_broken)
     memory = FileMemory(cache) if decoding else None
@@ -117,7 +119,9 @@ def check_lists(corpus: Corpus, root) -> None:
 
 
 def measure_samples(corpus: Corpus, utterance: Utterance, memory: FileMemory | None) -> int:
-    """The samples of an utterance: by the header without a memory, else by decoding.
+    """The number of samples of an utterance. Without `memory`, the file's header tells it.
+
+    With `memory` the file is decoded once, and `memory` keeps the length.
 
     Raises DataError if the file is broken."""
     u, total = utterance, header_samples(corpus.task, utterance.path)

@@ -107,15 +107,15 @@ def read_file(path: Path) -> dict:
             content |= read_file(path.parent / shard)
         return content
     with open(path, "rb") as file:
-        head = file.read(512)
+        first_bytes = file.read(512)
     try:
-        if head[8:9] == b"{":  # whatever its name is
+        if first_bytes[8:9] == b"{":  # safetensors: JSON follows 8 bytes with its size
             return _read_safetensors(path)
         return load_tensors(path)
     except EncoderError:
         raise
     except Exception as error:
-        what = _what_it_is(head, error)
+        what = _what_it_is(first_bytes, error)
         raise EncoderError(f"not loaded, because {what}") from error
 
 
@@ -165,8 +165,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _what_it_is(head: bytes, error: Exception) -> str:
-    """What a file that was not read is, by its first bytes and the error, and what to do."""
+def _what_it_is(first_bytes: bytes, error: Exception) -> str:
+    """Guess from the first bytes and the error what an unreadable file is; say what to do."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     if found:
         return (f"it asks for {found[1]}, and weights must not run code; where that is installed, "
@@ -174,17 +174,17 @@ def _what_it_is(head: bytes, error: Exception) -> str:
                 "torch.save(model.state_dict(), file)")
     if "TorchScript" in str(error):
         return "it is a TorchScript program; save the weights alone: model.state_dict()"
-    if head.startswith(b"version https://git-lfs"):
+    if first_bytes.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the weights; run `git lfs pull` in its repository"
-    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
+    if re.match(rb"\s*<(!doctype|html|\?xml)", first_bytes, re.IGNORECASE):
         return "it is a web page, not the weights; download the file itself"
     for start, kind in FOREIGN.items():
-        if head.startswith(start):
+        if first_bytes.startswith(start):
             return f"it is {kind}, not weights of PyTorch"
-    if not head:
+    if not first_bytes:
         return "it is damaged: the file is empty; download it again"
-    if head.isascii() and head.decode().isprintable():
-        return f"it is damaged or text, not weights: it begins with {head[:40].decode()!r}"
+    if first_bytes.isascii() and first_bytes.decode().isprintable():
+        return f"it is damaged or text, not weights: it begins with {first_bytes[:40].decode()!r}"
     return f"it is damaged ({_one_line(error)}); download it again"
 
 

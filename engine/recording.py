@@ -16,7 +16,7 @@ from engine.launch import progress
 from model import Hubert, MultiTask, frame_count
 from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 
-AT_ONCE = 60 * SAMPLE_RATE  # a recording of this length or more is encoded in windows
+WINDOWED_FROM = 60 * SAMPLE_RATE  # samples: a shorter recording is encoded as a whole
 WINDOW, CONTEXT = 30 * 50, 2 * 50  # frames
 
 
@@ -60,7 +60,7 @@ def encode_recording(model: MultiTask, wave: Tensor, title: str) -> Tensor:
     from the plain formula by 16 % (root mean square; tiny), or 1 % (random-tiny).
     """
     T, device = frame_count(len(wave)), model.layer_sum.weights.device
-    if len(wave) < AT_ONCE:
+    if len(wave) < WINDOWED_FROM:
         return model.layer_sum(model.encoder.encode([wave.to(device)])[0])
     features = []
     with normalized_as_a_whole(model.encoder, wave) as wave:
@@ -74,7 +74,9 @@ def encode_recording(model: MultiTask, wave: Tensor, title: str) -> Tensor:
 
 @contextmanager
 def normalized_as_a_whole(encoder: Hubert, wave: Tensor) -> Iterator[Tensor]:
-    """The wave (n,); in the block, its parts are normalised with the statistics of the whole.
+    """In the block, the encoder normalises each window with the statistics of the whole wave.
+
+    Yields the wave (n,), itself normalised if the encoder normalises waveforms.
 
     With statistics of its own, a window of silence would become as loud as speech.
     """
@@ -106,7 +108,9 @@ def channel_statistics(convolution: nn.Conv1d, wave: Tensor) -> tuple[Tensor, Te
 
 
 class FixedNorm(nn.Module):
-    """GroupNorm with one channel per group and given statistics, for x (1, C, T)."""
+    """GroupNorm with one channel per group and given statistics.
+
+    x is (1, C, outputs of the first convolution)."""
 
     def __init__(self, norm: nn.GroupNorm, mean: Tensor, variance: Tensor):
         super().__init__()

@@ -194,7 +194,7 @@ def test_windows_give_nearly_the_features_of_the_whole_recording(root, monkeypat
     norm, config = encoder.feature_extractor.conv_layers[0].layer_norm, encoder.config
     with torch.no_grad():
         windows = encode_recording(model, wave, "")
-        monkeypatch.setattr(engine.recording, "AT_ONCE", len(wave) + 1)
+        monkeypatch.setattr(engine.recording, "WINDOWED_FROM", len(wave) + 1)
         whole = encode_recording(model, wave, "")
     assert windows.shape == whole.shape == (frame_count(len(wave)), TINY["encoder_embed_dim"])
     difference = (windows - whole).norm(dim=1) / whole.norm(dim=1)
@@ -209,7 +209,7 @@ def test_windows_cover_each_frame_once(root, monkeypatch):
     wave = torch.from_numpy(speech(root, 12.345))
     with torch.no_grad():
         whole = encode_recording(model, wave, "")
-        monkeypatch.setattr(engine.recording, "AT_ONCE", 0)
+        monkeypatch.setattr(engine.recording, "WINDOWED_FROM", 0)
         monkeypatch.setattr(engine.recording, "WINDOW", 100)
         monkeypatch.setattr(engine.recording, "CONTEXT", 1000)  # each window sees everything
         windows = encode_recording(model, wave, "")

@@ -83,11 +83,15 @@ def draw(edges: list[Edge], tasks: list[str], title: str) -> Figure:
     return figure
 
 
+def compared_tasks(changes: Iterable[Change]) -> list[str]:
+    """The tasks that are the source or the target of a change, in the order of `TASKS`."""
+    compared = {task for change in changes for task in (change.source, change.target)}
+    return [task for task in TASKS if task in compared]
+
+
 def on_circle(changes: Iterable[Change]) -> list[str]:
     """The tasks that are compared; those of a group are neighbours on the circle."""
-    compared = {task for change in changes for task in (change.source, change.target)}
-    tasks = [task for task in TASKS if task in compared]
-    return sorted(tasks, key=lambda task: TASKS[task].group)
+    return sorted(compared_tasks(changes), key=lambda task: TASKS[task].group)
 
 
 def significance_labels(changes: Iterable[Change]) -> tuple[str, str]:
@@ -125,7 +129,7 @@ def draw_changes(changes: list[Change], title: str) -> Figure:
 
 
 def draw_panel(axes: Axes, changes: list[Change]) -> None:
-    """One row per change, from top to bottom; to the left of 0 the graph would be the other one."""
+    """One row per change, from top to bottom. Changes are positive; only an interval crosses 0."""
     for row, change in enumerate(changes):
         sign, colour = math.copysign(1, change.percent), COLOURS[change.graph]
         hollow = change.significant is False
@@ -152,8 +156,7 @@ def draw_matrix(changes: list[Change], title: str) -> Figure:
     The number is the change of the metric in percent; colour and hatching say whether it is better
     or worse without the source, the strength says how much, with the limits of Fig. 2.
     """
-    compared = {task for change in changes for task in (change.source, change.target)}
-    tasks = [task for task in TASKS if task in compared]
+    tasks = compared_tasks(changes)
     size = len(tasks)
     figure = Figure(figsize=(max(6.5, 1.6 + 0.75 * size), 2 + 0.42 * size), layout="constrained")
     axes = figure.subplots()

@@ -79,7 +79,11 @@ def dry_run(runs: list[Run], setting: Setting, inputs: Inputs, options: Options)
                 encode_hours = 0.0
             else:
                 shared_caches[task] = gigabytes
-        hours += len(group) * (encode_hours + found.steps * found.step_seconds / 3600)
+        encodings = len(group)  # each run of (c) has an encoder of its own
+        if group[0].scenario != "transfer":  # seeds share the cache of an encoder, folds do not
+            encodings = len({run.fold for run in group})
+        hours += encodings * encode_hours
+        hours += len(group) * found.steps * found.step_seconds / 3600
         disk_gb += len(group) * 3 * 4 * found.trained_weights / 1e9  # weights and Adam's moments
     print_table(table)
     disk_gb += sum(shared_caches.values())
@@ -102,13 +106,14 @@ def estimate(what: str, run: Run, config: RunConfig, options: Options) -> Estima
     parts = Steps(streams, parts=config.accumulate, more=more_targets(config, model))[0]
     samples = {name: sum(sum(corpus.lengths) for corpus in sets.values())
                for name, sets in corpora.items()}
-    encode_hours, cache_gb, runs_each_step = 0.0, {}, config.scenario == "ssl-masked"
-    if model.encoder.frozen and not runs_each_step:
+    encode_hours, cache_gb = 0.0, {}
+    encodes_each_step = config.scenario == "ssl-masked"  # masks change the states at each step
+    if model.encoder.frozen and not encodes_each_step:
         for name in run.tasks:
             pooled = caches_means(model.heads[name], config.augment)
             gigabytes = cache_gigabytes(model.encoder, corpora[name]["train"], True, pooled)
             if gigabytes > options.cache_gb:
-                runs_each_step = True
+                encodes_each_step = True
                 continue
             cache_gb[name] = gigabytes
             for part in parts:
@@ -126,7 +131,7 @@ def estimate(what: str, run: Run, config: RunConfig, options: Options) -> Estima
     row = [what, f"{count_utterances(corpora):,}", f"{hours:.1f}",
            str(classes[run.tasks[0]]) if len(run.tasks) == 1 else "",
            str(config.accumulate * sum(config.batch.values())), f"{1000 * step_seconds:.1f}",
-           "each step" if runs_each_step else f"{encode_hours:.2f}",
+           "each step" if encodes_each_step else f"{encode_hours:.2f}",
            f"{sum(cache_gb.values()):.1f}"]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Estimate(row, step_seconds, config.steps, encode_hours, cache_gb, trained)

@@ -9,7 +9,8 @@ scenario (a) on HuBERT Base (paper, row (a) of Table 1):
     theirs           ours
     hubert.*         MultiTask.encoder
     layer_weights    LayerSum.weights, before the softmax
-    projector        ClassifierHead.project, before their mean over time and after ours: equal
+    projector        ClassifierHead.project: theirs is applied before the mean over time, ours
+                     after it. Both are linear, so the result is equal.
     classifier       ClassifierHead.output
 
 Here the outputs for an utterance do not depend on padding. The published scores come from padded

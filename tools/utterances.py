@@ -112,7 +112,8 @@ def answer_html(reference, answer, threshold: float | None = None) -> str:
     if isinstance(reference, int):  # of a trial: 1 for the same speaker
         if threshold is not None:
             ending = f" (cosine {answer:.3f}, threshold {threshold:.3f})"
-        answer = SAME if answer >= (threshold or 1) else DIFFERENT
+        # Without a threshold, `answer` is the reference itself: 0 or 1.
+        answer = SAME if answer >= (1 if threshold is None else threshold) else DIFFERENT
         reference = SAME if reference else DIFFERENT
     if isinstance(reference, str):
         reference, answer = reference.split(), answer.split()

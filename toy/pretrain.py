@@ -32,14 +32,14 @@ from toy.synthesis import unlabelled
 EVALUATE_EVERY = 500    # steps
 
 
-def label_frames(waves: list[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
+def label_frames(waves: list[Tensor], generator: torch.Generator) -> list[Tensor]:
     """The k-means cluster of each frame of each utterance, (T,) int64 each."""
     frames = []
     for wave in tqdm(waves, desc="MFCCs", unit="utt"):
         frames.append(mfcc_frames(wave))
     points = torch.cat(frames)                                              # (P, 39)
     labels = nearest_cluster(points, find_clusters(points, generator))
-    return labels.split([len(one) for one in frames])
+    return list(labels.split([len(one) for one in frames]))
 
 
 def similar_lengths(labels: list[Tensor], utterances: range, batch: int) -> list[list[int]]:
@@ -67,6 +67,7 @@ def masked_prediction(net: nn.Module, waves: list[Tensor], labels: list[Tensor],
     logits, _, penalty = net(torch.stack(crops), torch.stack(targets))
     right = torch.zeros(len(logits), dtype=torch.long)  # torchaudio's column 0 is the right cluster
     accuracy = (logits.argmax(1) == right).float().mean()
+    # fairseq's HuBERT recipe weights the mean square of the convolutional features by 10.
     return F.cross_entropy(logits, right) + 10 * penalty, accuracy
 
 
@@ -109,6 +110,7 @@ def pretrain(args: argparse.Namespace) -> None:
                        "--hours")
     labels = label_frames(waves, generator)
     training = similar_lengths(labels, range(last), args.batch)
+    # A quarter of the held-out batches, of all lengths, saves time.
     validation = similar_lengths(labels, range(last, len(waves)), args.batch)[::4]
 
     net = build_model()

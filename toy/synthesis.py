@@ -177,7 +177,11 @@ def voxceleb(plan: Plan) -> None:
                 plan.record(f"VoxCeleb1/{part}/wav/{path}", (words, speaker), room=rooms[video])
                 if group == "iden_split":
                     # 1 is training, 2 is dev, 3 is test, which has its own videos as in VoxCeleb1
-                    split = 3 if video > 2 else 2 if k % 6 == 1 else 1
+                    split = 1
+                    if video > 2:
+                        split = 3
+                    elif k % 6 == 1:
+                        split = 2
                     plan.text("VoxCeleb1/iden_split.txt", f"{split} {path}")
     _trials(plan, paths["veri_dev"], 300, ["veri_dev"])
     _trials(plan, paths["veri_test"], 1000, ["veri_test", "voxceleb1_test_v2"])

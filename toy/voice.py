@@ -16,9 +16,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from rules import SAMPLE_RATE
 
-HOP = SAMPLE_RATE // 100    # a frame is 10 ms; a segment is a whole number of frames
-WINDOW = np.hanning(2 * HOP + 1)[:-1].astype(np.float32)    # copies that are HOP apart add up to 1
-FFT = 3 * HOP               # the window, and 10 ms in which the formants decay
+VOICE_HOP = SAMPLE_RATE // 100    # a frame is 10 ms, half of HuBERT's; segments are whole frames
+# Copies that are VOICE_HOP apart add up to 1.
+WINDOW = np.hanning(2 * VOICE_HOP + 1)[:-1].astype(np.float32)
+FFT = 3 * VOICE_HOP               # the window, and 10 ms in which the formants decay
 FREQUENCIES = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE).astype(np.float32)          # (F,) in Hz
 DELAY = np.exp(-2j * np.pi * FREQUENCIES / SAMPLE_RATE).astype(np.complex64)    # (F,): z^-1
 BANDWIDTHS = 70, 90, 130, 200, 280      # of the five formants, in Hz
@@ -191,8 +192,8 @@ def _pitch(segments: list[Segment], speaker: Speaker, rng: np.random.Generator) 
 
 def _source(f0: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Spectra of glottal pulses at f0 (T,) and of white noise: (T, F) complex64 each."""
-    samples = np.arange(HOP * len(f0) + HOP)
-    f0 = np.interp(samples, HOP * np.arange(1, len(f0) + 1), f0)
+    samples = np.arange(VOICE_HOP * len(f0) + VOICE_HOP)
+    f0 = np.interp(samples, VOICE_HOP * np.arange(1, len(f0) + 1), f0)
     # a pulse falls on the sample at which a period is complete; this rounding gives natural jitter
     pulses = np.diff(np.floor(np.cumsum(f0) / SAMPLE_RATE), prepend=0)
     noise = rng.standard_normal(len(samples))
@@ -200,8 +201,9 @@ def _source(f0: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
 
 
 def _spectra(samples: np.ndarray) -> np.ndarray:
-    """Short-time spectra (T, F) of HOP * (T + 1) samples."""
-    frames = sliding_window_view(samples.astype(np.float32), 2 * HOP)[::HOP]    # (T, 2 HOP)
+    """Short-time spectra (T, F) of VOICE_HOP * (T + 1) samples."""
+    frames = sliding_window_view(samples.astype(np.float32), 2 * VOICE_HOP)
+    frames = frames[::VOICE_HOP]    # (T, 2 VOICE_HOP)
     return np.fft.rfft(frames * WINDOW, FFT)
 
 
@@ -224,13 +226,13 @@ def _resonate(spectrum: np.ndarray, formants: np.ndarray, speaker: Speaker) -> n
 
 
 def _overlap_add(spectra: np.ndarray) -> np.ndarray:
-    """The signal of short-time spectra (T, F): (HOP * T,) float32. Each frame is centred."""
+    """The signal of short-time spectra (T, F): (VOICE_HOP * T,) float32. Each frame is centred."""
     T = len(spectra)
-    parts = np.fft.irfft(spectra, FFT).reshape(T, 3, HOP)
-    samples = np.zeros((T + 2, HOP), np.float32)
+    parts = np.fft.irfft(spectra, FFT).reshape(T, 3, VOICE_HOP)
+    samples = np.zeros((T + 2, VOICE_HOP), np.float32)
     for k in range(3):
         samples[k:k + T] += parts[:, k]
-    return samples.ravel()[HOP // 2:][:T * HOP]
+    return samples.ravel()[VOICE_HOP // 2:][:T * VOICE_HOP]
 
 
 def render(clip: Clip) -> np.ndarray:
@@ -245,6 +247,7 @@ def render(clip: Clip) -> np.ndarray:
 
     noise_shape = (1 + frequencies / 500) ** -room.noise_slope
     noise_rms = SPEECH_RMS * 10 ** (-room.snr / 20)
+    # Each bin of `white` has power 2, so irfft gives noise of power 2 mean(noise_shape^2) / N.
     noise_shape *= noise_rms * (N / 2 / float(np.mean(noise_shape**2))) ** 0.5
     rng = np.random.default_rng(clip.seed)
     white = rng.standard_normal(2 * len(noise_shape), np.float32).view(np.complex64)
