@@ -170,6 +170,13 @@ def test_a_listed_file_with_another_suffix_is_pointed_at(copy, task):
     assert f"(no such file, but {other.name} lies beside it) in {path}" in said
 
 
+def test_the_file_with_another_suffix_is_also_found_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.flac").touch()
+    with pytest.raises(DataError, match="but my.flac lies beside it"):
+        header_samples("IC", "my.wav")
+
+
 def folder_in_place(path):
     path.unlink()
     path.mkdir()

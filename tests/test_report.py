@@ -141,6 +141,7 @@ def test_an_answer_marks_what_is_missing_and_what_is_wrong():
 
 def test_an_answer_to_a_trial_is_whether_its_cosine_passes_the_threshold():
     assert answer_html(1, 0.75, 0.5) == "same speaker (cosine 0.750, threshold 0.500)"
+    assert answer_html(1, 0.75, 0.0) == "same speaker (cosine 0.750, threshold 0.000)"
     assert answer_html(0, 0.75, 0.5).startswith("<del>different speakers</del> <mark>same speaker")
     assert answer_html(0, 0) == "different speakers" and answer_html(1, 1) == "same speaker"
 

@@ -26,6 +26,7 @@ from model import TINY, MultiTask, load_encoder, random_encoder
 from scenarios import (SETTINGS, Run, in_stages, make_config, more_targets, scenario_runs,
                        with_prerequisites)
 from tasks import TASKS
+from tools import dryrun
 from weighting import backward, measure_affinity, pcgrad_backward
 
 
@@ -463,6 +464,21 @@ def test_a_dry_run_says_where_the_encoder_runs_at_each_step(run_train, tmp_path,
     )
     rows = dry_rows(capsys.readouterr().out)
     assert rows["PR, ssl"]["encode h"] == "each step" and rows["KS, ssl"]["encode h"] != "each step"
+
+
+def test_a_dry_run_counts_the_encoding_of_a_cache_that_seeds_share_once(monkeypatch, capsys):
+    def estimate(what, run, config, options):
+        """An hour of encoding and no training."""
+        return dryrun.Estimate(["1"] * 8, 0.0, 1, 1.0, {run.tasks[0]: 0.0}, 0)
+
+    monkeypatch.setattr(dryrun, "estimate", estimate)
+    monkeypatch.setattr(dryrun, "default_jobs", lambda *_: 1)
+    for scenario, hours in (("ssl", "60.0 minutes"), ("transfer", "4.0 hours")):
+        runs = [Run(scenario, ("IC",), "IC" if scenario == "transfer" else None, seed=seed)
+                for seed in range(4)]
+        monkeypatch.setattr(dryrun, "with_prerequisites", lambda runs, *_: runs)
+        dryrun.dry_run(runs, SETTINGS["tiny"], INPUTS, train.Options(runs=Path("none")))
+        assert hours in capsys.readouterr().out
 
 
 def test_a_dry_run_of_the_control_run_trains_heads_on_cached_features(run_train, tmp_path, capsys):
