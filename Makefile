@@ -13,7 +13,7 @@ test: .venv/installed  ## every test, offline, on the CPU: two halves at a time,
 	$(MAKE) --jobs 2 test-with-runs test-without-runs
 
 .PHONY: test-with-runs test-without-runs
-test-with-runs:  ## the tests that need the 28 runs of Table 1
+test-with-runs:  ## the files with tests that need the 28 runs of Table 1
 	.venv/bin/python -m pytest -m runs
 test-without-runs:
 	.venv/bin/python -m pytest -m "not runs"

@@ -33,9 +33,10 @@ TWO_SPEAKERS = [(0.9, 0.1), (0.8, 0.2), (0.4, 0.2), (0.7, 0.6), (0.9, 0.7), (0.2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that need `workshop`, so that `make test` makes it in one process only."""
+    """Marks files with tests that need `workshop`, so that `make test` makes it in one process."""
+    files = {item.path for item in items if "workshop" in item.fixturenames}
     for item in items:
-        if "workshop" in item.fixturenames:
+        if item.path in files:
             item.add_marker("runs")
 
 
