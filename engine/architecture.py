@@ -1,4 +1,4 @@
-"""Converts weights of fairseq, Hugging Face and others: -> (configuration, state dict).
+"""Converts weights of fairseq, Hugging Face and others to (configuration, state dict).
 
     unwrap -> drop prefixes -> refuse what differs -> torchaudio's names -> configuration
 

@@ -78,7 +78,7 @@ def header_samples(task: str, path: str) -> int:
             raise FileNotFoundError(path)
         header = soundfile.info(os.fsencode(path))
         size = os.path.getsize(path)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):
         reason = why_unreadable(path)
         raise DataError(f"{task}: no readable audio ({reason}) in {path}; {REPLACE}") from None
     # libsndfile reads a wav that was cut short, and remarks on it only here. Ten digits stand for

@@ -113,7 +113,9 @@ class Session:
             what = f"loss of {', '.join(bad)}" if bad else "gradient"
             named = []  # of all tasks if only the gradient is not finite
             for name in bad or ids:
-                named += [utterance for utterance in ids[name] if utterance not in named]
+                for utterance in ids[name]:
+                    if utterance not in named:
+                        named.append(utterance)
             utterances = ", ".join(named)
             raise RunError(f"{self.folder.name}: the {what} is not finite at step {step} "
                            f"({utterances}); check these files, or lower the learning rate in a "

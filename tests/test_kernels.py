@@ -53,7 +53,7 @@ def test_narrow_convolutions_do_without_onednn_and_the_rest_of_the_program_keeps
     (wave,) = speech(5_000)
     features = extractor([wave], [15])
     assert used == [uses_onednn] and torch.backends.mkldnn.enabled
-    torch.testing.assert_close(features, extractor.convolve(wave), rtol=0, atol=1e-5)
+    torch.testing.assert_close(features, extractor.convolve(wave), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("frames", [[1], [7], [8], [9], [40], [5, 40, 1, 9]], ids=str)

@@ -44,7 +44,9 @@ def torchaudio_states(hubert, wave):
     network.encoder.transformer.layers[0].register_forward_pre_hook(
         lambda layer, inputs: first.append(inputs[0])
     )
-    outputs, _ = network.extract_features(wave[None])
+    channels = hubert.config["extractor_conv_layer_config"][0][0]
+    with kernels.without_onednn_if_narrow(channels):  # rounds as ours does
+        outputs, _ = network.extract_features(wave[None])
     return torch.cat([*first, *outputs])
 
 
@@ -112,7 +114,7 @@ def test_a_pre_norm_encoder_ends_with_its_layer_norm_and_torchaudio_agrees():
     assert (states[:-1] - expected[:-1]).abs().max() < 2e-6
     # torchaudio's extract_features leaves the final norm out.
     final = hubert.encoder.transformer.layer_norm(expected[-1])
-    assert (states[-1] - final).abs().max() < 1e-5 and not torch.allclose(states[-1], expected[-1])
+    assert (states[-1] - final).abs().max() < 5e-6 and not torch.allclose(states[-1], expected[-1])
 
 
 def test_a_waveform_is_normalised_over_its_own_samples():

@@ -365,7 +365,7 @@ def _gradients(rank: int, world: int, parts: int, port: int, root: str, out: str
 def gradients(root, tmp_path_factory):
     """{(processes, parts): gradients of a batch of four that they share}."""
     folder, found = tmp_path_factory.mktemp("gradients"), {}
-    for world, parts in ((1, 1), (1, 4), (2, 2)):
+    for world, parts in ((1, 1), (2, 1), (1, 4), (2, 2)):
         out = folder / f"{world}-{parts}.pt"
         arguments = world, parts, 29_600 + os.getpid() % 300, str(root), str(out)
         torch.multiprocessing.spawn(_gradients, arguments, nprocs=world)
@@ -374,7 +374,7 @@ def gradients(root, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", ["MTL", MASKED, *TASKS])
-@pytest.mark.parametrize("processes, parts", [(1, 4), (2, 2)])
+@pytest.mark.parametrize("processes, parts", [(2, 1), (1, 4), (2, 2)])
 def test_processes_and_parts_that_share_a_batch_have_the_gradient_of_the_whole(
     gradients, case, processes, parts
 ):
@@ -385,7 +385,7 @@ def test_processes_and_parts_that_share_a_batch_have_the_gradient_of_the_whole(
         assert (whole[key] - shared[key]).abs().max() <= 2e-6 * largest, key
 
 
-@pytest.mark.parametrize("processes, parts", [(1, 4), (2, 2)])
+@pytest.mark.parametrize("processes, parts", [(2, 1), (1, 4), (2, 2)])
 def test_processes_and_parts_have_the_affinities_of_the_whole(gradients, processes, parts):
     whole, shared = gradients[1, 1]["affinity"], gradients[processes, parts]["affinity"]
     assert whole.keys() == set(TASKS)
