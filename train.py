@@ -435,11 +435,13 @@ def run_command(args: argparse.Namespace, setting: Setting, options: Options) ->
             toy.write_corpus(options.data)
     wait_for_all()
     tasks = args.task or args.tasks  # --task: the tasks to treat; --tasks: all of the experiment
-    groups, all_runs = [], []  # a group: the runs of one seed and fold
+    groups = []  # a group: the runs of one seed and fold
     for seed, fold in product(args.seed, args.fold):
         found = scenario_runs(args.scenario, tasks, args.tasks, seed, fold)
         groups.append([vary(run, setting) for run in found])
-        all_runs += groups[-1]
+    all_runs = sum(groups, [])
+    if default_jobs(setting, options) > 1:  # all seeds together keep all cores busy
+        groups = [all_runs]
     with first_process_first():
         inputs = gather_inputs(all_runs, setting, options)
     if args.dry_run:

@@ -72,6 +72,20 @@ def test_an_update_in_two_parts_reads_the_utterances_of_the_whole_batch(run_trai
     assert seen[0][0] == pytest.approx(seen[1][0], rel=0.1)
 
 
+def test_several_seeds_are_trained_at_the_same_time(run_train, tmp_path, monkeypatch):
+    together = []
+
+    def one_by_one(function, items, jobs):
+        together.append(list(items))
+        for run in items.values():
+            function(run)
+
+    monkeypatch.setattr("train.run_parallel", one_by_one)
+    run_train(tmp_path, *MTL, "--seed", "0", "1", "--jobs", "2")
+    assert together == [["mtl-PR+KS", "mtl-PR+KS-seed1"]]
+    assert all((tmp_path / name / "result.json").exists() for name in together[0])
+
+
 def test_scale_multiplies_updates_warm_ups_and_intervals():
     half = replace(SETTINGS["paper"], scale=0.5)
     config = make_config(Run("mtl", tuple(TASKS)), half, INPUTS)
