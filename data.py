@@ -118,6 +118,10 @@ def read_ks(root, split: str, skip_broken=False, cache: Path | None = None) -> C
     """
     root = data_folder("KS", root)
     version = "test_set_v0.01" if split == "test" else "v0.01"
+    unpacked_here = (root / "_background_noise_").exists()  # the archive has no folder of its own
+    if unpacked_here and root.resolve().name != "speech_commands_v0.01":
+        raise DataError(f"KS: the folders of Speech Commands lie in {root} itself; move them into "
+                        f"{root / 'speech_commands_v0.01'}")
     folder = require_path("KS", root, f"speech_commands_{version}")
     utterances, skipped = [], list_unread("KS", folder, (".wav",), depth=1, any_case=True)
     for path in sorted(folder.glob("*/[!.]*")):
@@ -153,6 +157,11 @@ def list_voxceleb(task: str, root: Path, names: list[str],
         skipped += list_unread(task, root / place, (".wav",), depth=2, any_case=True)
         for speaker_folder in (root / place).glob("id*"):
             place_of_speaker[speaker_folder.name] = root / place
+    if not any(name.split("/")[0] in place_of_speaker for name in names):
+        for depth in ("", "*/", "*/*/"):
+            for found in sorted(root.glob(f"VoxCeleb1/{depth}id1*")):
+                raise DataError(f"{task}: {found} is not where it should be; move all of "
+                                f"{found.parent} into {root / 'VoxCeleb1/dev/wav'}")
     for name in names:
         speaker = name.split("/")[0]
         path = place_of_speaker.get(speaker, root / "VoxCeleb1/dev/wav") / name
@@ -347,16 +356,22 @@ def read_intents(file: Path) -> list[tuple[str, list[str]]]:
     """(path, [action, object, location]) of each row of a table of Fluent Speech Commands."""
     columns = ("path", "action", "object", "location")
     form = f"a header, then lines with {', '.join(columns)}, separated by commas"
-    table = csv.DictReader([line.strip() for line in read_text("IC", file, form).splitlines()])
-    header = table.fieldnames or []
+    lines = []  # (number, cells)
+    for number, line in enumerate(read_text("IC", file, form).splitlines(), 1):
+        if line.strip():  # each line by itself, so that a stray quote cannot join two
+            lines.append((number, next(csv.reader([line.strip()]))))
+    header = lines[0][1]
     missing = [name for name in columns if name not in header]
     if missing:
         raise DataError(f"IC: the header line ({','.join(header)[:80]}) has no column "
                         f"{' or '.join(missing)} in {file}; there should be {form}")
     rows = []
-    for row in table:
+    for number, cells in lines[1:]:
+        row = dict(zip(header, cells))
         for name in columns:
-            check(row[name], f"IC: line {table.line_num} has no {name} in {file}; complete it")
+            check(row.get(name), f"IC: line {number} has no {name} in {file}; complete it")
+        check(len(cells) == len(header), f"IC: line {number} has {len(cells)} cells and the header "
+              f"has {len(header)} in {file}; correct its commas and quotes")
         rows.append((row["path"], [row[name] for name in columns[1:]]))
     check(rows, f"IC: no line below the header in {file}; restore it")
     return rows

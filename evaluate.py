@@ -20,12 +20,13 @@ import torch
 from batches import collate, length_sorted_batches, load_ahead
 from corpus import Corpus
 from engine.frozen import ENCODING_SAMPLES, FrozenFeatures
+from engine.flags import as_path
 from engine.launch import friendly_errors, progress, say
 from engine.runs import (FORMAT, RunError, file_digest, load_checkpoint, read_config, read_json,
                          save_json_lines, save_result, weights_digest)
 from engine.session import restore
 from metrics import eer_threshold
-from model import Hubert, MultiTask, load_encoder
+from model import EncoderError, Hubert, MultiTask, load_encoder
 from results import check_comparable, print_results, read_results, table_cells
 from scenarios import RunConfig, build_model, load_config, load_run_encoder
 from tasks import TASKS, read_corpus, score, summarise
@@ -108,9 +109,12 @@ def write_result(folder: Path, config: RunConfig, seconds: float, rows: dict[str
 def evaluate_again(folder: Path, split: str, data: Path | None) -> dict[str, dict[str, float]]:
     """Score a run on dev or test, with its own labels: {task: {metric: percent}}.
 
-    `data`: where the datasets lie now. Raises RunError if the run's encoder changed.
+    `data`: where the datasets lie now. Raises RunError if the run is not finished, or if its
+    encoder changed.
     """
-    config, recorded = load_config(folder), read_config(folder)["recorded"]
+    config, recorded = finished_config(folder), read_config(folder)["recorded"]
+    if data and not data.is_dir():
+        raise RunError(f"there is no folder {data}; name that of the datasets with --data")
     data = data or Path(recorded["data"])
     if not data.is_dir():
         raise RunError(f"there is no folder {data}, where the data of {folder} were; "
@@ -159,12 +163,19 @@ def load_trained_encoder(folder: Path, config: RunConfig) -> Hubert:
     (b) keeps it in its checkpoint. Raises RunError if the frozen encoder of another run changed
     since, whether it is a pretrained one or, in (c), that of (b-2).
     """
+    folder = folder.resolve()  # of ".", and of a link, the parent is elsewhere
     if config.trains_encoder:
         return load_encoder(str(folder / "checkpoint.pt"))
     saved = read_config(folder)
-    encoder = load_run_encoder(config, saved["recorded"]["encoder"], folder.parent)
+    pretrained, source = saved["recorded"]["encoder"], folder.parent / (config.encoder_run or "")
+    if not source.is_dir():
+        raise RunError(f"{folder} needs the encoder of {source}; put that run beside it")
+    try:
+        encoder = load_run_encoder(config, pretrained, folder.parent)
+    except EncoderError as error:
+        raise RunError(f"the encoder of {folder} cannot be loaded: {error}; put it back, or write "
+                       f"its new place under \"recorded\" in {folder / 'config.json'}") from error
     if config.encoder_run:
-        source = folder.parent / config.encoder_run
         before = saved["built_on_weights"].get(config.encoder_run)
         if weights_digest(load_checkpoint(source)) != before:
             raise RunError(f"the weights of {source} changed since {folder} was trained")
@@ -174,10 +185,10 @@ def load_trained_encoder(folder: Path, config: RunConfig) -> Hubert:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="score this run again and print its metrics")
+    parser.add_argument("--run", type=as_path, help="score this run again and print its metrics")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="with --run")
-    parser.add_argument("--data", type=Path, help="with --run: where the datasets lie now")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder with the runs")
+    parser.add_argument("--data", type=as_path, help="with --run: where the datasets lie now")
+    parser.add_argument("--runs", type=as_path, default=Path("runs"), help="folder with the runs")
     parser.add_argument("--table", action="store_true", help="print Table 1")
     parser.add_argument("--intervals", action="store_true",
                         help="with --table: 95 %% bootstrap intervals")
@@ -187,7 +198,7 @@ def main() -> None:
                         help="with --summary: the paper's numbers in a part of their own")
     for name, text in PLOTS.items():
         parser.add_argument(f"--{name}", action="store_true", help=f"plot {text}")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the plots")
+    parser.add_argument("--out", type=as_path, default=Path("figures"), help="folder for the plots")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     of_all_runs = args.table or any(getattr(args, name) for name in PLOTS)

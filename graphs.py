@@ -31,6 +31,8 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.files import printable
+from engine.flags import as_path
 from engine.launch import friendly_errors
 from engine.runs import RunError, read_log
 from engine.statistics import benjamini_hochberg, benjamini_yekutieli, paired_t_test, spearman
@@ -413,7 +415,7 @@ def span(numbers: Iterable[int]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The command line. User errors print one line and exit with code 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of our runs")
+    parser.add_argument("--runs", type=as_path, default=Path("runs"), help="the folder of our runs")
     parser.add_argument("--paper", action="store_true", help="draw the paper's Table 1 instead")
     parser.add_argument("--affinity", action="store_true",
                         help="draw the cosines between gradients (train.py --affinity-every)")
@@ -421,7 +423,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help="seeds to average, where they exist")
     parser.add_argument("--tasks", nargs="+", type=task_names, default=[], metavar="TASK",
                         help="the tasks of the experiment, as in train.py; default: all nine")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the pictures")
+    parser.add_argument("--out", type=as_path, default=Path("figures"), help="for the pictures")
     args = parser.parse_args(arguments)
     args.tasks = in_table_order(sum(args.tasks, [])) or tuple(TASKS)
     if args.affinity and args.paper:
@@ -443,7 +445,7 @@ def draw_graphs(args: argparse.Namespace) -> None:
         return
     edges = make_edges(changes)
     seeds = " ".join(str(seed) for seed in args.seed)
-    title = "Table 1 of the paper" if args.paper else f"{args.runs}, seed {seeds}"
+    title = "Table 1 of the paper" if args.paper else f"{printable(str(args.runs))}, seed {seeds}"
     try:
         write_files(changes, edges, title, args.out)
     except OSError as error:

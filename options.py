@@ -96,8 +96,9 @@ def parse_arguments(description: str) -> tuple[argparse.Namespace, Setting, Opti
     what.add_argument("--fold", type=int, nargs="+", default=[1], choices=range(1, 6),
                       help="ER's test session: the paper reports 1, SUPERB the mean of 1 2 3 4 5")
     what.add_argument("--setting", choices=tuple(SETTINGS),
-                      help="tiny: minutes on a laptop, the default without --data; paper: HuBERT "
-                      "Base and the paper's numbers, the default with it")
+                      help="tiny: minutes on a laptop, the default without --data; study: tiny "
+                      "with four times the updates in (b), for Fig. 2; paper: HuBERT Base and the "
+                      "paper's numbers, the default with --data")
     what.add_argument("--lr", type=number(float, above=0), metavar="X",
                       help="learning rate of the scenario; with all: of (b) only")
     what.add_argument("--steps", type=number(int, least=1), metavar="N",
@@ -125,13 +126,13 @@ def parse_arguments(description: str) -> tuple[argparse.Namespace, Setting, Opti
         setting = replace(setting, **{f"{stage}_lr": args.lr})
     if args.steps:
         setting = replace(setting, **{f"{stage}_steps": args.steps})
-    options = replace(OPTIONS[args.setting], **given(Options, args))
+    options = replace(OPTIONS[setting.name], **given(Options, args))
     options = replace(options, save_every=scaled(options.save_every, setting))
     # Older cards emulate bf16 in fp32, which is slower than fp32.
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if args.precision is None and options.device == "cuda" and has_bf16:
         setting = replace(setting, precision="bf16")
-    return args, setting, replace(options, data=options.data.expanduser(), encoder=setting.encoder,
+    return args, setting, replace(options, encoder=setting.encoder,
                                   precision_given=args.precision is not None)
 
 

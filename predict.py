@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from engine.files import check
+from engine.flags import as_path
 from engine.launch import friendly_errors
 from engine.recording import encode_file
 from engine.runs import read_result
@@ -79,7 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio that soundfile reads")
-    parser.add_argument("--run", type=Path, action="append", required=True, help="a finished run")
+    parser.add_argument("--run", type=as_path, action="append", required=True,
+                        help="a finished run")
     parser.add_argument("--task", nargs="+", type=task_names, default=[], help="only these heads")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -64,7 +64,7 @@ class Row:
         text = self[column]
         if not text:
             return None
-        is_number = re.fullmatch(r"\d{1,6}(\.\d*)?", text)
+        is_number = re.fullmatch(r"\d{1,6}(\.\d*)?|\.\d+", text)
         self.check(is_number, f"the {column} {text} is not a number of seconds")
         return round(float(text) * SAMPLE_RATE)
 
@@ -78,7 +78,8 @@ class Row:
 
 def has_table(task: str, root) -> bool:
     """Whether the data folder holds a table of this task."""
-    return task in FORMS and Path(root, f"{task}.tsv").expanduser().exists()
+    file = Path(root, f"{task}.tsv").expanduser()
+    return task in FORMS and os.path.lexists(file)  # a broken link is an error, not "no table"
 
 
 def read_table(task: str, root, split: str, skip_broken=False, cache: Path | None = None) -> Corpus:

@@ -41,8 +41,10 @@ from batches import Steps, Stream, load_ahead
 from corpus import Corpus
 from engine.frozen import FrozenFeatures, cache_gigabytes, cache_states, caches_means
 from engine.kernels import keep_memory
-from engine.launch import (choose_threads, first_process_first, friendly_errors, process_group,
-                           rank, run_parallel, say, stop_signals, wait_for_all, world_size)
+from engine.launch import (choose_threads, first_process_first, friendly_errors, or_note,
+                           process_group, rank, run_parallel, say, stop_signals, wait_for_all,
+                           world_size)
+from engine.pretrained import absolute_source
 from engine.runs import (RunError, is_finished, load_checkpoint, locked, save_json, save_text,
                          weights_digest, write_config)
 from engine.session import Session
@@ -136,7 +138,7 @@ def train(config: RunConfig, options: Options) -> None:
     A finished run is not trained again. Raises RunError if its configuration differs.
     """
     folder = options.runs / config.run.name
-    recorded = {"encoder": options.encoder, "data": str(options.data.resolve()),
+    recorded = {"encoder": absolute_source(options.encoder), "data": str(options.data.resolve()),
                 "workers": options.workers, "device": options.device,
                 "skip_broken": options.skip_broken, "command": shlex.join(sys.argv)}
     if is_finished(folder, config.to_json(), recorded, options.precision_given):
@@ -459,7 +461,8 @@ def run_command(args: argparse.Namespace, setting: Setting, options: Options) ->
 def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, ...]) -> None:
     """Print the table of the finished runs; for "all" draw the graphs; write a page.
 
-    The page takes seconds, so only "all" and (c), which end an experiment, write it.
+    The page takes seconds, so only "all" and (c), which end an experiment, write it. The runs are
+    complete, so a table, graphs or a page that fail are only a note.
     """
     print()
     try:
@@ -469,22 +472,20 @@ def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, .
     # The graphs compare runs of fold 1 that report the last step, without masked prediction.
     as_in_paper = args.select in (None, "last") and not args.masked_weight
     if args.scenario == "all" and 1 in args.fold and as_in_paper:
-        seeds = [str(seed) for seed in args.seed]
-        graphs.main(["--runs", str(options.runs), "--out", str(options.out), "--tasks", *args.tasks,
-                     "--seed", *seeds])
+        wanted = argparse.Namespace(runs=options.runs, seed=args.seed, tasks=args.tasks,
+                                    out=options.out, paper=False, affinity=False)
+        or_note("no graphs", graphs.draw_graphs, wanted)
     if args.scenario in ("all", "transfer"):
-        write_page(options.runs / "report.html", options)
+        page = options.runs / "report.html"
+        or_note(f"no {page}", write_page, page, options)
 
 
 def write_page(page: Path, options: Options) -> None:
-    """Write a page about the finished runs (tools/report.py), or say why there is none."""
-    try:
-        from tools.report import write_report
+    """Write a page about the finished runs (tools/report.py)."""
+    from tools.report import write_report
 
-        write_report(options.runs, page, options.data)
-        say(f"wrote {page}; open it in a browser")
-    except Exception as error:  # whatever it is, the runs are complete
-        say(f"note: no {page}: {error}")
+    write_report(options.runs, page, options.data)
+    say(f"wrote {page}; open it in a browser")
 
 
 def main() -> None:

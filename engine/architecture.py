@@ -298,7 +298,7 @@ def _read_json(file: Path) -> dict:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text(encoding="utf-8-sig")))
     except (ValueError, TypeError) as error:
         raise EncoderError(f"{file.name} beside it is damaged ({error})") from error
 

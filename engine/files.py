@@ -10,6 +10,9 @@ from pathlib import Path
 AUDIO_SUFFIXES = set(".aac .aif .aiff .au .flac .m4a .mp3 .mp4 .ogg .opus .sph .wav .wma".split())
 # A sentence in Corpus.skipped with these words is about the corpus. Any other sentence is about an
 # utterance that was left out.
+# Lines of an RTTM file that are no turns of a speaker (NIST, RT-09 evaluation plan, appendix A)
+OTHER_RTTM_TYPES = ("SPKR-INFO", "SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX",
+                    "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB", "A/P")
 NOT_READ, UNKNOWN_SYMBOL = "are not read", "cannot be recognised"
 
 
@@ -60,6 +63,8 @@ def existing_path(task: str, folder: Path, names: tuple[str, ...], advice: str) 
         if os.path.exists(folder / name):
             return folder / name
     for name in names:
+        check_links(task, folder, name)
+    for name in names:
         found = find_misplaced(folder, name)
         if found:
             raise DataError(f"{task}: nothing called {name} in {folder}; {found}")
@@ -71,8 +76,17 @@ def existing_path(task: str, folder: Path, names: tuple[str, ...], advice: str) 
     raise DataError(f"{task}: nothing called {' or '.join(names)} in {folder}{holds}; {advice}")
 
 
+def check_links(task: str, folder: Path, name: str) -> None:
+    """Raises DataError if a part of the path folder/name is a link to something that is missing."""
+    for part in (*reversed(Path(name).parents), Path(name)):
+        link = folder / part
+        if link.is_symlink() and not os.path.exists(link):
+            raise DataError(f"{task}: {link} is a link to {os.readlink(link)}, which does not "
+                            "exist; mount that disk, or correct the link")
+
+
 def find_misplaced(folder: Path, name: str) -> str:
-    """What to do if `name` lies one folder higher or deeper or is spelt differently; "" if not."""
+    """What to do if `name` lies in a folder nearby or is spelt differently; "" if it does not."""
     first, *rest = Path(name).parts
     here = folder.absolute()
     if here.name == first and (not rest or os.path.exists(here.joinpath(*rest))):
@@ -85,6 +99,9 @@ def find_misplaced(folder: Path, name: str) -> str:
     for place in sorted(folder.glob("*/")):
         if os.path.exists(place / name):
             return f"{place} contains it: name that folder, or move its content one folder up"
+    for place in here.parents[:3]:
+        if os.path.exists(place / name):
+            return f"{place} contains it: name that folder"
     spelt = folder
     for part in (first, *rest):
         names = sorted(os.listdir(spelt)) if os.access(spelt, os.R_OK) and spelt.is_dir() else []
@@ -140,13 +157,15 @@ def read_lines(task: str, file: Path, pattern: str, form: str) -> Iterator[tuple
 def read_rttm(task: str, file: Path, max_speakers: int) -> dict[str, list]:
     """The turns of an RTTM file: {recording: list of [speaker, start, end]}, times in seconds.
 
-    Comments (;;) and facts about speakers (SPKR-INFO) are ignored. Raises DataError if a line is
-    malformed or a recording has more than `max_speakers`."""
-    number = r"(\d+\.?\d*(?:e-\d+)?)"
-    pattern = rf"SPEAKER\s+(\S+)\s+1\s+{number}\s+{number}\s+<NA>\s+<NA>\s+(\S+)\s+<NA>.*"
+    Comments (;;) and lines of the standard's other types are ignored. So are the fields for the
+    text, the subtype and the confidence. Raises DataError if a line is malformed or a recording has
+    more than `max_speakers`."""
+    number = r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+    pattern = rf"SPEAKER\s+(\S+)\s+1\s+{number}\s+{number}\s+\S+\s+\S+\s+(\S+)\s+\S+.*"
+    others = rf";;.*|(?:{'|'.join(OTHER_RTTM_TYPES)})\s.*"
     form = "SPEAKER <recording> 1 <start s> <seconds> <NA> <NA> <speaker> <NA>"
     turns = {}
-    for groups in read_lines(task, file, rf"{pattern}|;;.*|SPKR-INFO\s.*", form):
+    for groups in read_lines(task, file, f"{pattern}|{others}", form):
         name, start, seconds, speaker = groups
         if name is None:
             continue

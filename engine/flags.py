@@ -2,8 +2,10 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from dataclasses import field, fields
+from pathlib import Path
 from typing import get_args
 
 
@@ -55,8 +57,15 @@ def _add(group, item, text: str) -> None:
         metavar = "N" if types[0] is int else "X"
         kind = number(types[0], **item.metadata["limits"])
         group.add_argument(name, type=kind, metavar=metavar, help=text)
+    elif types[0] is Path:
+        group.add_argument(name, type=as_path, metavar="PATH", help=text)
     else:
-        group.add_argument(name, type=types[0], metavar=types[0].__name__.upper(), help=text)
+        group.add_argument(name, metavar=types[0].__name__.upper(), help=text)
+
+
+def as_path(text: str) -> Path:
+    """A path on the command line. In --runs=~/x shells leave ~, the home folder, as it is."""
+    return Path(os.path.expanduser(text))
 
 
 def number(kind: type, least=None, above=None, most=None) -> Callable[[str], float]:

@@ -1,5 +1,6 @@
 """Processes and signals, several runs at a time, progress bars, and one-line error messages."""
 
+import errno
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from engine.files import DataError
+from engine.files import DataError, printable
 from engine.pretrained import EncoderError
 from engine.runs import RunError
 
@@ -26,12 +27,20 @@ SECONDS_BETWEEN_LINES = 30  # of a progress bar that is written into a file
 
 def rank() -> int:
     """The number of this process among those that torchrun started; 0 without torchrun."""
-    return int(os.environ.get("RANK", 0))
+    return _environment_number("RANK", 0) if world_size() > 1 else 0
 
 
 def world_size() -> int:
     """The number of processes that torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _environment_number("WORLD_SIZE", 1)
+
+
+def _environment_number(name: str, default: int) -> int:
+    """A number that torchrun puts into the environment; the default if it is missing or empty."""
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or int(text) < default:
+        raise RunError(f"{name} is {text!r} in the environment, not a number of torchrun; unset it")
+    return int(text)
 
 
 @contextmanager
@@ -40,13 +49,16 @@ def process_group(device: str) -> Iterator[None]:
 
     Raises RunError if WORLD_SIZE is set, as some clusters do, but torchrun did not start us.
     """
-    if world_size() > 1 and "MASTER_ADDR" not in os.environ:
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    rank()  # raises RunError if a number is none
+    if world_size() > 1 and missing:
         raise RunError(
-            f"WORLD_SIZE is {world_size()} in the environment, but torchrun did not start this "
-            "program; use torchrun for several processes, or unset WORLD_SIZE"
+            f"WORLD_SIZE is {world_size()} in the environment, without {' and '.join(missing)}: "
+            "torchrun did not start this program; use torchrun for several processes, or unset "
+            "WORLD_SIZE"
         )
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(_environment_number("LOCAL_RANK", 0))
     if world_size() > 1:
         backend = "nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=12))
@@ -208,6 +220,15 @@ def say(text: str) -> None:
         tqdm.write(text)
 
 
+def or_note(what: str, function: Callable, *arguments) -> None:
+    """Call a function that only shows something; if it fails, print a note with its first line."""
+    try:
+        function(*arguments)
+    except Exception as error:  # of any kind: the work that it shows is done
+        reason = str(error).strip() or type(error).__name__
+        say(f"note: {what}: {printable(reason.splitlines()[0])}")
+
+
 def progress(*args, **options) -> tqdm:
     """A tqdm progress bar on standard error; a log file gets one line every 30 seconds at most."""
     if not sys.stderr.isatty():
@@ -216,9 +237,13 @@ def progress(*args, **options) -> tqdm:
 
 
 class ForgivingStream:
-    """A text stream that falls silent when nobody reads it any more (`| head -1`)."""
+    """A text stream that falls silent when nobody reads it any more (`| head -1`).
+
+    `lost` is the error if the text could not be written for another reason, such as a full disk.
+    """
 
     def __init__(self, stream):
+        self.lost = None
         self.stream = stream if stream is not None else open(os.devnull, "w")
         if hasattr(self.stream, "reconfigure"):
             self.stream.reconfigure(errors="replace")  # an ASCII terminal cannot print an arrow
@@ -228,8 +253,8 @@ class ForgivingStream:
         with suppress(ValueError):  # the stream is closed
             try:
                 self.stream.write(text)
-            except OSError:
-                self._fall_silent()
+            except OSError as error:
+                self._fall_silent(error)
         return len(text)
 
     def flush(self) -> None:
@@ -237,11 +262,13 @@ class ForgivingStream:
         with suppress(ValueError):
             try:
                 self.stream.flush()
-            except OSError:
-                self._fall_silent()
+            except OSError as error:
+                self._fall_silent(error)
 
-    def _fall_silent(self) -> None:
+    def _fall_silent(self, error: OSError) -> None:
         """Send everything from now on, and what is still in the buffer, to /dev/null."""
+        if error.errno == errno.ENOSPC:
+            self.lost = error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
@@ -277,10 +304,14 @@ def friendly_errors(debug: bool = False, after_stop: str = "") -> Iterator[None]
     """
     streams = sys.stdout, sys.stderr
     sys.unraisablehook = _ignore_loader_end  # also after the end of this block
-    sys.stdout, sys.stderr = ForgivingStream(sys.stdout), ForgivingStream(sys.stderr)
+    output = ForgivingStream(sys.stdout)
+    sys.stdout, sys.stderr = output, ForgivingStream(sys.stderr)
     try:
         yield
-        sys.stdout.flush()
+        output.flush()
+        if output.lost:
+            raise OSError("the output of this program is incomplete: the disk is full; make room, "
+                          "and start it again")
     except KeyboardInterrupt as stop:
         reason = str(stop) or "stopped"
         print(f"{reason}{after_stop}", file=sys.stderr)

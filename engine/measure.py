@@ -14,7 +14,7 @@ import numpy as np
 
 from corpus import Corpus, Utterance
 from engine.audio import decode_audio, header_samples
-from engine.files import DataError, check, printable
+from engine.files import NOT_READ, DataError, check, printable
 from engine.launch import progress
 from rules import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, ctc_frames, voiced_segments
 
@@ -102,7 +102,8 @@ def measure_corpus(corpus: Corpus, root, skip_broken: bool | str, cache: Path | 
                 skipped.append(f"{u.id} is too short: {samples} samples, {needed} are needed")
     finally:
         pool.shutdown(cancel_futures=True)
-    first = skipped[0] if skipped else "none is listed"
+    # A sentence about a listed recording says more than one about audio that is not read.
+    first = min(skipped, key=lambda text: NOT_READ in text, default="none is listed")
     check(kept, f"{corpus.task}: no usable utterance ({first}) in {root}; one at least is needed")
     return replace(corpus, utterances=kept, skipped=tuple(printable(text) for text in skipped))
 

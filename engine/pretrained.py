@@ -7,6 +7,7 @@ import argparse
 import difflib
 import json
 import math
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -29,10 +30,16 @@ SAFETENSORS = {
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "C64": torch.complex64,
 }
+LFS_POINTER = "version https://git-lfs"  # the beginning of its text
+IS_LFS_POINTER = "is a Git LFS pointer, not the file; run `git lfs pull` in its repository"
 # The first bytes of files that some people take for weights.
 FOREIGN = {
     b"\x89HDF": "HDF5, perhaps of TensorFlow (tf_model.h5)",
     b"\x1f\x8b": "a gzip archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"BZh": "a bzip2 archive",
+    b"7z\xbc\xaf": "a 7-Zip archive",
+    b"GGUF": "a GGUF file of llama.cpp",
     b"RIFF": "an audio file",
     b"fLaC": "an audio file",
     b"ID3": "an audio file",
@@ -40,11 +47,16 @@ FOREIGN = {
 }
 
 
+def absolute_source(source: str) -> str:
+    """A source that stays right in another working directory; a name stays a name."""
+    return source if source in NAMES else os.path.abspath(os.path.expanduser(source))
+
+
 def read_weights(source: str) -> tuple[dict, dict[str, Tensor]]:
     """A source (see `model.load_encoder`) -> configuration, state dict with torchaudio's names.
 
     All tensors are finite and float32. Raises EncoderError, with a cause, whatever goes wrong."""
-    path = TINY_FILE if source == "tiny" else Path(source)
+    path = TINY_FILE if source == "tiny" else Path(source).expanduser()
     try:
         if source == "hubert_base":
             content = _download_hubert_base()
@@ -83,8 +95,10 @@ def find_file(path: Path) -> Path:
     """The file of weights, or the index of several files, that a path means."""
     if path.is_file():
         return path
+    _check_link(path)
     if path.is_dir():
         for name in (*FILES, *INDEXES):
+            _check_link(path / name)
             if (path / name).is_file():
                 return path / name
         inside = sorted(file.name for file in path.iterdir())
@@ -97,11 +111,21 @@ def find_file(path: Path) -> Path:
                        "or folder of weights")
 
 
+def _check_link(path: Path) -> None:
+    """Raises EncoderError if a path is a link to something that is missing."""
+    if path.is_symlink() and not path.exists():
+        raise EncoderError(f"{path.name} is a link to {path.readlink()}, which does not exist; "
+                           "copy the file itself, for instance by cp -L")
+
+
 def read_file(path: Path) -> dict:
     """The content of one file, or of all the files that an index names."""
     if path.name.endswith(".index.json"):
         content = {}
-        for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
+        text = path.read_text(encoding="utf-8-sig")
+        if text.startswith(LFS_POINTER):
+            raise EncoderError(f"not loaded, because it {IS_LFS_POINTER}")
+        for shard in sorted(set(json.loads(text)["weight_map"].values())):
             if Path(shard).name != shard or not (path.parent / shard).is_file():
                 raise EncoderError(f"the shard {shard} is not beside it; download it too")
             content |= read_file(path.parent / shard)
@@ -174,9 +198,16 @@ def _what_it_is(first_bytes: bytes, error: Exception) -> str:
                 "torch.save(model.state_dict(), file)")
     if "TorchScript" in str(error):
         return "it is a TorchScript program; save the weights alone: model.state_dict()"
-    if first_bytes.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the weights; run `git lfs pull` in its repository"
-    if re.match(rb"\s*<(!doctype|html|\?xml)", first_bytes, re.IGNORECASE):
+    if first_bytes.startswith(LFS_POINTER.encode()):
+        return f"it {IS_LFS_POINTER}"
+    if first_bytes.startswith((b"\x80\x04", b"\x80\x05")) or "operand 149" in str(error):
+        return ("it has another pickle protocol than torch.save's; load it where it was made, and "
+                "save it by torch.save(state, file)")
+    if re.search("not in a subdirectory|failed locating file", str(error)):
+        return "it is a zip archive, not a file of torch.save; unpack it"
+    if first_bytes[257:262] == b"ustar":
+        return "it is a tar archive; unpack it"
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)", first_bytes, re.IGNORECASE):
         return "it is a web page, not the weights; download the file itself"
     for start, kind in FOREIGN.items():
         if first_bytes.startswith(start):

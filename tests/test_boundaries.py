@@ -15,10 +15,11 @@ from conftest import SPLITS, run_main
 from test_data import AUDIO, READERS, copy, doctor, no_decoding, pristine  # noqa: F401
 
 import data
-from corpus import load_audio
+from corpus import Corpus, Utterance, load_audio
 from engine.audio import header_samples
-from engine.files import DataError, list_unread, printable
-from engine.measure import FileMemory, corpus_digest
+from engine.files import NOT_READ, DataError, list_unread, printable, read_rttm
+from engine.measure import FileMemory, corpus_digest, measure_corpus
+from tasks import read_split
 
 
 
@@ -61,6 +62,50 @@ class TestAFolderInAnotherPlace:
         (copy / folder).rename(copy / other)
         said = error_of(task, copy)
         assert f"{copy / other}" in said and "is there: rename it" in said
+
+
+@pytest.mark.parametrize("task, name", [("KS", "speech_commands_v0.01"), ("ASR", "LibriSpeech"),
+                                        ("SID", "VoxCeleb1/iden_split.txt")])
+def test_a_broken_link_says_where_it_leads(copy, task, name):
+    (copy / name).rename(copy / "elsewhere")
+    (copy / name).symlink_to("/mnt/disk/x")
+    said = error_of(task, copy)
+    assert f"{copy / name} is a link to /mnt/disk/x, which does not exist; mount" in said
+
+
+def test_a_broken_link_to_a_table_is_not_taken_for_no_table(copy):
+    (copy / "KS.tsv").symlink_to("/mnt/disk/KS.tsv")
+    with pytest.raises(DataError, match="KS.tsv"):
+        read_split("KS", copy, "train")
+
+
+@pytest.mark.parametrize("task, inside", [("PR", "LibriSpeech/dev-clean"), ("SF", "SNIPS/test"),
+                                          ("SID", "VoxCeleb1/dev/wav")])
+def test_two_or_three_folders_too_deep(copy, task, inside):
+    assert f"{copy} contains it: name that folder" in error_of(task, copy / inside)
+
+
+def test_folders_of_speech_commands_that_lie_in_the_data_folder_itself(copy):
+    for place in (copy / "speech_commands_v0.01").iterdir():
+        place.rename(copy / place.name)
+    assert f"move them into {copy}/speech_commands_v0.01" in error_of("KS", copy)
+
+
+@pytest.mark.parametrize("place", ["VoxCeleb1/dev", "VoxCeleb1", "VoxCeleb1/vox1_dev_wav/wav"])
+def test_speakers_of_voxceleb_in_another_folder_are_found(copy, place):
+    shutil.rmtree(copy / "VoxCeleb1/test")
+    (copy / place).mkdir(exist_ok=True, parents=True)
+    for speaker in (copy / "VoxCeleb1/dev/wav").iterdir():
+        speaker.rename(copy / place / speaker.name)
+    said = error_of("SID", copy)
+    assert f"move all of {copy / place} into {copy}/VoxCeleb1/dev/wav" in said
+
+
+def test_a_missing_recording_is_said_before_audio_that_is_not_read(tmp_path):
+    utterances = [Utterance("a", str(tmp_path / "a.wav"), 0, "x")]
+    corpus = Corpus("KS", utterances, ["x"], skipped=(f"3 .mp3 files {NOT_READ}",))
+    with pytest.raises(DataError, match=r"no usable utterance \(.*a.wav"):
+        measure_corpus(corpus, tmp_path, skip_broken=True)
 
 
 def test_a_folder_under_another_name_is_listed(copy):
@@ -268,12 +313,31 @@ def test_sentences_about_odd_names_are_printable(copy, capsys):
 # ---------------------------------------------------------------- text files
 
 
-def test_rttm_may_have_comments_and_facts_about_speakers(copy):
+def test_rttm_may_have_comments_and_lines_of_other_types(copy):
     before = data.read_sd(copy, "dev").utterances[0].reference
     file = copy / "diarization/dev/rttm"
     comments = ";; made by a tool\nSPKR-INFO m 1 <NA> <NA> <NA> unknown 7 <NA>\n"
+    comments += "NOSCORE m 1 0 0.5 <NA> <NA> <NA> <NA>\nNON-SPEECH m 1 1 2 <NA> noise <NA> <NA>\n"
     file.write_text(comments + file.read_text())
     assert data.read_sd(copy, "dev").utterances[0].reference == before
+
+
+def test_the_turns_of_rttm_may_have_a_subtype_and_a_confidence(tmp_path):
+    file = tmp_path / "rttm"
+    file.write_text("SPEAKER m 1 .5 1e+00 <NA> adult a 0.95 <NA>\n"
+                    "SPEAKER m 1 2.5 5.E-01 hello <NA> b 0.5\n")
+    assert read_rttm("SD", file, 2) == {"m": [["a", 0.5, 1.5], ["b", 2.5, 3.0]]}
+
+
+def test_a_stray_quote_in_a_csv_file_does_not_join_lines(copy):
+    file = copy / "fluent_speech_commands_dataset/data/train_data.csv"
+    header, *rows = file.read_text().replace('"Say, this"', "Say this").splitlines()
+    stray = [rows[0], rows[1].replace("Say", '"Say'), rows[2].replace("Say", '"Say')]
+    file.write_text("\n".join([header, *stray]))
+    said = error_of("IC", copy)
+    assert "IC: line 3 has no action" in said and str(file) in said
+    file.write_text("\n".join([header, rows[0], rows[1].replace("Say", "Say, it is"), rows[2]]))
+    assert "line 3 has 8 cells and the header has 7" in error_of("IC", copy)
 
 
 def test_a_malformed_line_is_shown_beside_the_form_that_is_expected(copy):

@@ -1164,7 +1164,7 @@ PATHS = [  # (task, split, file, what stands where a part of a path does)
          "the header line .,path,.*deed.* has no column action in .*train_data.csv"),
         ("IC", "train", replaced(FLUENT, ",heat,none", ",heat"),
          "line 2 has no location in .*train_data.csv"),
-        ("IC", "train", replaced(FLUENT, 'this"', "this"), "line 4 has no action in"),
+        ("IC", "train", replaced(FLUENT, 'this"', "this"), "line 2 has no action in"),
         ("IC", "train", replaced(FLUENT, "wavs/train1", "wavs/train0"),
          "wavs/train0.wav is listed twice"),
         ("IC", "dev", replaced(FLUENT.replace("train", "valid"), "shoes", "socks"),

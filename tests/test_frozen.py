@@ -1,5 +1,7 @@
 """The cache of frozen features changes only the time: same logits and losses, one encoder pass."""
 
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 import batches
 from batches import Stream, collate
 from engine.frozen import cache_states
+from engine.launch import _explanation
 from model import TINY, MultiTask, random_encoder
 from tasks import TASKS
 
@@ -138,3 +141,19 @@ def test_batches_of_an_evaluation_hold_a_bounded_number_of_frames(root, tmp_path
     sizes = [batch.states.shape[1] * batch.states.shape[2] for batch in cached.all_batches()]
     longest = int(cached.frames.max())
     assert len(sizes) > 1 and max(sizes) <= max(6 * 50, longest)
+
+
+def test_a_full_shared_memory_is_not_taken_for_a_full_disk(root, tmp_path, monkeypatch):
+    class Full(list):
+        """A loader whose worker processes cannot start."""
+
+        def __iter__(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("engine.frozen.load_ahead", lambda *arguments, **flags: Full())
+    encoder = random_encoder(TINY).requires_grad_(False).eval()
+    corpus = TASKS["KS"].read(root, "dev")
+    with pytest.raises(OSError) as caught:
+        cache_states(encoder, corpus, False, True, tmp_path, 1.0, quiet=True)
+    assert "cannot write" not in str(caught.value)
+    assert "--workers 0" in _explanation(caught.value)

@@ -15,7 +15,8 @@ import train
 from conftest import ROOT, SMALL, result
 from engine import launch
 from engine import runs as engine_runs
-from engine.launch import ForgivingStream, choose_threads, friendly_errors, progress
+from engine.launch import (ForgivingStream, choose_threads, friendly_errors, process_group,
+                           progress, rank, world_size)
 from engine.runs import RunError, atomic_file, load_checkpoint, locked, read_log
 from options import parse_arguments
 
@@ -70,6 +71,12 @@ def test_a_log_file_gets_few_lines_of_progress(monkeypatch):
     assert lines.getvalue().count("\r") <= 3
 
 
+def test_the_backend_of_a_notebook_may_be_missing(tmp_path):
+    backend = "module://no_such_package.backend_inline"
+    done = shell(f"{sys.executable} graphs.py --paper --out {tmp_path}", MPLBACKEND=backend)
+    assert done.returncode == 0 and (tmp_path / "fig2.png").exists(), done.stderr
+
+
 @pytest.mark.parametrize(
     "error, words",
     [
@@ -98,6 +105,33 @@ def test_world_size_without_torchrun_is_one_sentence(root, tmp_path):
     command = train_command(root, tmp_path, "--scenario", "ssl", "--task", "KS")
     done = shell(command, WORLD_SIZE="4", RANK="0")
     assert done.returncode == 2 and "torchrun did not start" in done.stderr
+
+
+@pytest.mark.parametrize("environment, said", [
+    ({"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "a"}, "without MASTER_PORT"),
+    ({"WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "without RANK"),
+    ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc'"), ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+    ({"WORLD_SIZE": "2", "RANK": "-1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is '-1'")])
+def test_half_of_torchruns_environment_is_one_sentence(environment, said, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=said), process_group("cpu"):
+        rank()
+
+
+def test_empty_variables_and_a_rank_alone_mean_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    monkeypatch.setenv("RANK", "1")
+    with process_group("cpu"):
+        assert (rank(), world_size()) == (0, 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_output_that_a_full_disk_loses_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))
+    with pytest.raises(SystemExit) as stop, friendly_errors():
+        print("a result")
+    assert stop.value.code == 2 and "incomplete: the disk is full" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")

@@ -10,7 +10,7 @@ from conftest import ENCODER, INPUTS, result
 from engine.runs import load_checkpoint, read_log
 from evaluate import load_run
 from model import load_encoder
-from options import say_if_rates_stay_low
+from options import parse_arguments, say_if_rates_stay_low
 from scenarios import SETTINGS, Run, load_config, make_config, scaled
 from tasks import TASKS
 from train import make_optimizer
@@ -37,6 +37,15 @@ def test_without_a_rate_of_its_own_the_encoder_has_that_of_the_heads():
         config = make_config(Run("mtl", tuple(TASKS)), setting, INPUTS)
         assert config.encoder_lr == config.lr
         assert make_config(Run("ssl", ("KS",)), setting, INPUTS).encoder_lr is None
+
+
+def test_the_settings_tiny_and_study_share_the_heads_of_a():
+    for name in TASKS:
+        run = Run("ssl", (name,))
+        tiny = make_config(run, SETTINGS["tiny"], INPUTS)
+        assert make_config(run, SETTINGS["study"], INPUTS) == tiny
+    run = Run("mtl", tuple(TASKS))
+    assert make_config(run, SETTINGS["tiny"], INPUTS) != make_config(run, SETTINGS["study"], INPUTS)
 
 
 def test_first_layers_stay_as_they_were_if_they_are_frozen(run_train, tmp_path):
@@ -70,6 +79,15 @@ def test_an_update_in_two_parts_reads_the_utterances_of_the_whole_batch(run_trai
         seen.append([row["losses"] for row in read_log(runs / "mtl-PR+KS")])
     # Dropout differs, so losses are close and not equal; update 0 has rate 0.
     assert seen[0][0] == pytest.approx(seen[1][0], rel=0.1)
+
+
+def test_a_tilde_in_a_flag_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = "--scenario mtl --runs=~/runs --out=~/figures --data=~/data"
+    monkeypatch.setattr("sys.argv", ["train.py", *flags.split()])
+    _, _, options = parse_arguments("")
+    found = [options.runs, options.out, options.data]
+    assert found == [tmp_path / name for name in ("runs", "figures", "data")]
 
 
 def test_several_seeds_are_trained_at_the_same_time(run_train, tmp_path, monkeypatch):

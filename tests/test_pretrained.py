@@ -7,6 +7,7 @@ import random
 import sys
 import types
 import urllib.error
+import zipfile
 from types import SimpleNamespace
 
 import numpy
@@ -251,6 +252,9 @@ def test_an_unknown_source_is_one_sentence(tmp_path):
         b"\x89HDF\r\n\x1a\n" + bytes(99): "HDF5",
         b"\x1f\x8b\x08" + bytes(99): "gzip",
         b"RIFF" + bytes(99): "an audio file",
+        b"GGUF" + bytes(99): "GGUF",
+        b"model.bin" + bytes(248) + b"ustar" + bytes(999): "a tar archive; unpack it",
+        b"\xef\xbb\xbf<html>": "a web page",
         b"PK\x03\x04" + bytes(999): "damaged",
     }.items(),
     ids=str,
@@ -263,6 +267,30 @@ def test_a_foreign_file_is_called_what_it_is(content, told, name, tmp_path):
         load_encoder(source)
     assert told in str(caught.value) and str(tmp_path / name) in str(caught.value)
     assert "\n" not in str(caught.value) and caught.value.__cause__
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_weights_in_another_wrapping_say_how_to_unwrap_them(tmp_path):
+    path, state = tmp_path / "weights.pt", {"x": torch.zeros(2)}
+    for protocol in (4, 5):
+        torch.save(state, path, pickle_protocol=protocol)
+        with pytest.raises(EncoderError, match="another pickle protocol"):
+            load_encoder(str(path))
+        path.write_bytes(pickle.dumps(state, protocol=protocol))
+        with pytest.raises(EncoderError, match="another pickle protocol"):
+            load_encoder(str(path))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("pytorch_model.bin", bytes(999))
+    with pytest.raises(EncoderError, match="a zip archive"):
+        load_encoder(str(path))
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "model.safetensors"])
+def test_a_broken_link_says_where_it_leads(name, tmp_path):
+    (tmp_path / name).symlink_to("/nowhere/blob")
+    source = tmp_path / name if name == "weights.pt" else tmp_path
+    with pytest.raises(EncoderError, match=f"{name} is a link to /nowhere/blob, which does not"):
+        load_encoder(str(source))
 
 
 def test_a_folder_says_what_it_holds_and_a_wrong_name_what_is_similar(tmp_path):

@@ -13,6 +13,7 @@ from conftest import INPUTS, fake_run, run_main
 
 import tools.report
 import train
+from engine.launch import or_note
 from engine.runs import RunError, write_config
 from evaluate import write_result
 from graphs import make_edges, run_changes
@@ -209,17 +210,15 @@ def test_without_the_data_of_the_runs_there_are_no_players_and_the_page_says_so(
 
 
 def test_a_page_that_cannot_be_written_is_a_note_after_training(tmp_path, monkeypatch, output_of):
-    (tmp_path / "file").touch()
-    options = Options(runs=tmp_path)
+    wanted = ("no page.html", train.write_page, "page.html", Options(runs=tmp_path))
     monkeypatch.setattr(tools.report, "write_report", write_report)
-    assert "note: no page.html: no finished run in" in output_of(
-        train.write_page, "page.html", options)
+    assert "note: no page.html: no finished run in" in output_of(or_note, *wanted)
 
     def fail(*arguments) -> None:
-        raise ZeroDivisionError("a bug")
+        raise ZeroDivisionError("a bug\nin two lines")
 
     monkeypatch.setattr(tools.report, "write_report", fail)
-    assert output_of(train.write_page, "page.html", options) == "note: no page.html: a bug\n"
+    assert output_of(or_note, *wanted) == "note: no page.html: a bug\n"
 
 
 def test_a_folder_without_runs_is_one_sentence(tmp_path, refused, monkeypatch):

@@ -1,5 +1,6 @@
 """Variants of (b) and (c): weights between HuBERT and (b-2), other choices of a checkpoint."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -70,6 +71,32 @@ def test_an_interpolated_encoder_needs_the_pretrained_one_as_it_was(tmp_path):
     config = make_config(replace(TRANSFER, interpolate=0.0), SETTINGS["tiny"], INPUTS)
     with pytest.raises(RunError, match="weights of tiny changed since transfer-KS-A0 was begun"):
         load_run_encoder(config, "tiny", tmp_path)
+
+
+def test_a_run_is_read_through_a_link_and_from_inside(runs, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(runs / "transfer-IC")
+    expected = result(runs, "transfer-IC")["metrics"]
+    assert evaluate.evaluate_again(tmp_path / "link", "test", None) == expected
+    monkeypatch.chdir(runs / "transfer-IC")
+    assert evaluate.evaluate_again(Path("."), "test", None) == expected
+
+
+def test_what_a_run_needs_and_what_is_gone_is_said(runs, tmp_path, refused):
+    for name in ("transfer-IC", "ssl-IC"):
+        shutil.copytree(runs / name, tmp_path / name)
+    again = [evaluate.main, "--run"]
+    refused(run_main, [*again, tmp_path / "transfer-IC"], "leave-one-out-IC", "beside it")
+    config = tmp_path / "ssl-IC" / "config.json"
+    saved = json.loads(config.read_text())
+    assert Path(saved["recorded"]["encoder"]).is_absolute()
+    saved["recorded"]["encoder"] = "/nowhere/encoder.pt"
+    config.write_text(json.dumps(saved))
+    refused(run_main, [*again, tmp_path / "ssl-IC"], "/nowhere/encoder.pt: no such file",
+            'write its new place under "recorded"')
+    refused(run_main, [*again, tmp_path], "there is no run", str(tmp_path))
+    refused(run_main, [*again, tmp_path / "ssl-IC", "--data", "/nowhere"], "no folder /nowhere")
+    (tmp_path / "ssl-IC/result.json").unlink()
+    refused(run_main, [*again, tmp_path / "ssl-IC"], "ssl-IC is not finished")
 
 
 def test_an_interpolated_run_is_read_back_as_it_was_trained(runs):

@@ -6,11 +6,11 @@
 """
 import argparse
 import os
-from pathlib import Path
 
 from corpus import Corpus
 from engine.audio import sample_rate
 from engine.files import NOT_READ, UNKNOWN_SYMBOL, DataError, printable
+from engine.flags import as_path
 from engine.measure import corpus_digest
 from rules import SAMPLE_RATE
 from tables import has_table
@@ -33,7 +33,7 @@ def main() -> bool:
     """Print the report. Returns True if there is a problem."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", metavar="DIR", type=Path, help="the folder that holds the datasets")
+    parser.add_argument("root", metavar="DIR", type=as_path, help="the folder with the datasets")
     parser.add_argument("--task", nargs="+", choices=SUPERB, default=[*SUPERB], metavar="TASK",
                         type=str.upper, help=f"only these of {', '.join(SUPERB)}")
     parser.add_argument("--decode", action="store_true", help="also decode every audio file")

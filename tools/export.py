@@ -23,6 +23,7 @@ from pathlib import Path
 from torch import Tensor
 
 from engine.architecture import check_frames
+from engine.flags import as_path
 from engine.launch import friendly_errors
 from engine.runs import RunError, atomic_file, save_json
 from evaluate import finished_config, load_trained_encoder
@@ -124,8 +125,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="a finished run")
-    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--run", type=as_path, required=True, help="a finished run")
+    parser.add_argument("--out", type=as_path, required=True, help="a new or empty folder")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with friendly_errors(args.debug):

@@ -21,6 +21,7 @@ from string import Template
 import matplotlib
 
 from engine.files import DataError
+from engine.flags import as_path
 from engine.launch import friendly_errors
 from engine.runs import RunError, read_config, save_text
 from graphs import Edge, drawn_metric, make_edges, run_changes
@@ -159,9 +160,9 @@ def main() -> None:
     """The command line. User errors print one line and exit with code 2."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder with the runs")
-    parser.add_argument("--out", type=Path, help="the page; default: report.html in --runs")
-    parser.add_argument("--data", type=Path, help="where the datasets lie now")
+    parser.add_argument("--runs", type=as_path, default=Path("runs"), help="folder with the runs")
+    parser.add_argument("--out", type=as_path, help="the page; default: report.html in --runs")
+    parser.add_argument("--data", type=as_path, help="where the datasets lie now")
     args = parser.parse_args()
     with friendly_errors():
         out = args.out or args.runs / "report.html"

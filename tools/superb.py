@@ -31,6 +31,7 @@ from torch import Tensor
 
 from corpus import Corpus
 from engine.files import check, some
+from engine.flags import as_path
 from engine.launch import friendly_errors
 from engine.pretrained import find_file, read_file
 from evaluate import predict_and_score
@@ -114,9 +115,9 @@ def load_published(folder: Path, corpus: Corpus) -> tuple[MultiTask, Corpus]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the published checkpoint")
+    parser.add_argument("folder", metavar="FOLDER", type=as_path, help="the published checkpoint")
     parser.add_argument("--task", required=True, type=str.upper, choices=CLASSIFIERS)
-    parser.add_argument("--data", metavar="DIR", required=True, type=Path,
+    parser.add_argument("--data", metavar="DIR", required=True, type=as_path,
                         help="the folder that holds the datasets")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()

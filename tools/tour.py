@@ -20,6 +20,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from corpus import Corpus, load_audio
+from engine.flags import as_path
 from engine.launch import friendly_errors
 from engine.runs import atomic_file, check_writable, read_json_lines
 from rules import SAMPLE_RATE, diarization_labels
@@ -154,10 +155,10 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/toy"), help="folder with the data")
-    parser.add_argument("--runs", type=Path, default=Path("runs"),
+    parser.add_argument("--data", type=as_path, default=Path("data/toy"), help="the data folder")
+    parser.add_argument("--runs", type=as_path, default=Path("runs"),
                         help="folder with the runs, for the answers")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for tasks.png")
+    parser.add_argument("--out", type=as_path, default=Path("figures"), help="folder for tasks.png")
     args = parser.parse_args()
     matplotlib.rc("font", size=8)
     path = args.out / "tasks.png"

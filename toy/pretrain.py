@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from engine.audio import mfcc_frames
+from engine.flags import number
 from engine.launch import friendly_errors
 from engine.runs import RunError, atomic_file, check_writable, save_text
 from masked_prediction import CLUSTERS, SHARE, SPAN, find_clusters, nearest_cluster
@@ -157,7 +158,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="crops per update")
     parser.add_argument("--lr", type=float, default=1.5e-3,
                         help="the peak, after a warm-up over 8 %% of the steps; then linear to 0")
-    parser.add_argument("--seed", type=int, default=1, help="of speech, clusters, masks, weights")
+    parser.add_argument("--seed", type=number(int, least=0), default=1,
+                        help="of speech, clusters, masks, weights")
     parser.add_argument("--out", default="toy/tiny_hubert.pt",
                         help="weights; the curve has the same name with .jsonl")
     args = parser.parse_args()

@@ -26,6 +26,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from engine import flags
 from engine.launch import friendly_errors
 from engine.runs import cannot_write, check_writable, locked
 from rules import keyword_split
@@ -432,7 +433,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="data/toy", help="a new folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=flags.number(int, least=0), default=0,
+                        help="(default: %(default)s)")
     args = parser.parse_args()
     with friendly_errors(debug=False):
         write_corpus(args.out, args.seed)
