@@ -278,6 +278,8 @@ def read_sd(root, split: str, skip_broken=False, cache: Path | None = None) -> C
     file = require_path("SD", folder, "wav.scp")
     for name, path in read_lines("SD", file, r"(\S+)\s+(.+)", "<recording> <path of its audio>"):
         _, libri2mix, rest = path.rpartition("Libri2Mix/")  # LibriMix writes absolute paths
+        if libri2mix:
+            require_path("SD", root, os.path.dirname(libri2mix + rest))
         utterances.append(Utterance(name, os.path.join(root, libri2mix + rest), None, None))
     listed = {u.id for u in utterances}
     for name in sorted(listed.union(turns)):
@@ -347,7 +349,7 @@ def read_ic(root, split: str, skip_broken=False, cache: Path | None = None) -> C
         check(known, f"IC: {intent} is unknown to train, in {file}; correct it")
         target = tuple(names.index(value) for value, names in zip(intent, labels))
         utterances.append(Utterance(path, str(folder / path), target, intent))
-    skipped = list_unread("IC", folder / "wavs", (".wav",))
+    skipped = list_unread("IC", require_path("IC", folder, "wavs"), (".wav",))
     corpus = Corpus("IC", utterances, labels, skipped=tuple(skipped))
     return measure_corpus(corpus, root, skip_broken, cache)
 

@@ -115,11 +115,15 @@ def _unwrap(content: dict) -> tuple[object, dict[str, Tensor]]:
     while wrapped:
         config = content.get("config", config)
         wrapped = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
+        if not any(isinstance(x, Tensor) for x in content.values()):
+            inner = [key for key, x in content.items() if isinstance(x, dict) and key != "config"]
+            wrapped = wrapped or (inner if len(inner) == 1 else [])  # under any name
         if wrapped:
             content = content[wrapped[0]]
     weights = {name: x for name, x in content.items() if isinstance(x, Tensor)}
     if not weights:
-        raise EncoderError(f"no parameters in it; it holds {some(content)}")
+        raise EncoderError(f"no parameters in it; it holds {some(content)}; save them alone: "
+                           "torch.save(model.state_dict(), file)")
     numbers = [name for name in weights if not isinstance(name, str)]
     if numbers:
         raise EncoderError(f"its keys are not names of parameters: {some(numbers)}")

@@ -2,6 +2,7 @@
 
 All problems raise `DataError`: one sentence that says what was found and what to do.
 """
+import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -72,6 +73,9 @@ def existing_path(task: str, folder: Path, names: tuple[str, ...], advice: str) 
     while not os.path.isdir(nearest):
         nearest = nearest.parent
     there = sorted(name for name in list_folder(task, nearest) if not name.startswith("."))
+    wanted = (folder / names[0]).relative_to(nearest).parts[0]
+    similar = difflib.get_close_matches(wanted, there, cutoff=0.8)
+    there = [*similar, *(name for name in there if name not in similar)]
     holds = f" ({nearest} holds {some(there)})" if there else ""
     raise DataError(f"{task}: nothing called {' or '.join(names)} in {folder}{holds}; {advice}")
 

@@ -4,6 +4,7 @@ runs/<name>/ holds config.json, inputs.json, log.jsonl, checkpoint.pt, predictio
 once the run is finished, result.json.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -11,7 +12,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -131,12 +132,19 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock `path`.lock: only one process at a time runs the block.
 
     The operating system frees the lock when a process ends, however it ends. Some network file
-    systems have no locks; the block then runs without one, after a note.
+    systems have no locks; the block then runs without one, after a note. In a read-only folder it
+    runs without one, too: nothing can be made there, and finished runs can be read.
     """
     lock = path.with_name(f"{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "w") as file:
-        if fcntl:
+    with ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(lock, "w"))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise cannot_write(lock, error) from error
+            file = None
+        if fcntl and file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -91,6 +91,19 @@ def test_folders_of_speech_commands_that_lie_in_the_data_folder_itself(copy):
     assert f"move them into {copy}/speech_commands_v0.01" in error_of("KS", copy)
 
 
+@pytest.mark.parametrize("task, folder", [
+    ("IC", "fluent_speech_commands_dataset/wavs"), ("SD", "Libri2Mix")])
+def test_audio_in_a_renamed_folder_is_not_called_missing_files(copy, task, folder):
+    (copy / folder).rename(copy / f"{folder}-old")
+    name, said = folder.split("/")[-1], error_of(task, copy, skip_broken=True)
+    assert f"nothing called {name}" in said and f"{name}-old" in said
+
+
+def test_the_most_similar_name_is_shown_first(copy):
+    (copy / "speech_commands_v0.01").rename(copy / "speech_commands_v0.02")
+    assert "holds speech_commands_v0.02, " in error_of("KS", copy)
+
+
 @pytest.mark.parametrize("place", ["VoxCeleb1/dev", "VoxCeleb1", "VoxCeleb1/vox1_dev_wav/wav"])
 def test_speakers_of_voxceleb_in_another_folder_are_found(copy, place):
     shutil.rmtree(copy / "VoxCeleb1/test")

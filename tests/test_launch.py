@@ -1,5 +1,6 @@
 """Output, signals, locks and errors never stop the work, and each error names its cause."""
 
+import errno
 import io
 import os
 import signal
@@ -246,3 +247,22 @@ def test_the_processes_of_a_killed_parent_stop(root, tmp_path):
     sizes = [log.stat().st_size for log in logs]
     time.sleep(2)
     assert [log.stat().st_size for log in logs] == sizes
+
+
+def test_finished_runs_in_a_read_only_folder_can_be_read(monkeypatch, tmp_path):
+    def refuse(path, mode):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("engine.runs.open", refuse, raising=False)
+    with locked(tmp_path / "run"):  # raises nothing
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_a_full_disk_refuses_is_one_sentence(monkeypatch, tmp_path):
+    def refuse(path, mode):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("engine.runs.open", refuse, raising=False)
+    with pytest.raises(OSError, match="cannot write .*run.lock .No space left"):
+        with locked(tmp_path / "run"):
+            pass

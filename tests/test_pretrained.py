@@ -27,7 +27,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from engine import pretrained
 from engine.runs import RunError, load_checkpoint
-from model import BASE, TINY, WAVEFORM_DEFAULTS, EncoderError, load_encoder, random_encoder
+from model import (BASE, TINY, WAVEFORM_DEFAULTS, EncoderError, encoder_digest, load_encoder,
+                   random_encoder)
 
 
 def same(one, other):
@@ -283,6 +284,16 @@ def test_weights_in_another_wrapping_say_how_to_unwrap_them(tmp_path):
         archive.writestr("pytorch_model.bin", bytes(999))
     with pytest.raises(EncoderError, match="a zip archive"):
         load_encoder(str(path))
+
+
+@pytest.mark.parametrize("names", [["net"], ["checkpoint", "weights"], ["model", "module"]])
+def test_weights_are_found_inside_one_dictionary_of_any_name(names, tmp_path):
+    content = random_encoder(TINY, seed=3).checkpoint()
+    for name in names:
+        content = {name: content, "step": 7}
+    torch.save(content, tmp_path / "weights.pt")
+    found = encoder_digest(load_encoder(str(tmp_path / "weights.pt")))
+    assert found == encoder_digest(random_encoder(TINY, seed=3))
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "model.safetensors"])
