@@ -118,10 +118,11 @@ def read_ks(root, split: str, skip_broken=False, cache: Path | None = None) -> C
     """
     root = data_folder("KS", root)
     version = "test_set_v0.01" if split == "test" else "v0.01"
+    place = root / "speech_commands_v0.01"
     unpacked_here = (root / "_background_noise_").exists()  # the archive has no folder of its own
-    if unpacked_here and root.resolve().name != "speech_commands_v0.01":
+    if unpacked_here and not place.exists() and root.resolve().name != place.name:
         raise DataError(f"KS: the folders of Speech Commands lie in {root} itself; move them into "
-                        f"{root / 'speech_commands_v0.01'}")
+                        f"{place}")
     folder = require_path("KS", root, f"speech_commands_{version}")
     utterances, skipped = [], list_unread("KS", folder, (".wav",), depth=1, any_case=True)
     for path in sorted(folder.glob("*/[!.]*")):
@@ -157,11 +158,13 @@ def list_voxceleb(task: str, root: Path, names: list[str],
         skipped += list_unread(task, root / place, (".wav",), depth=2, any_case=True)
         for speaker_folder in (root / place).glob("id*"):
             place_of_speaker[speaker_folder.name] = root / place
-    if not any(name.split("/")[0] in place_of_speaker for name in names):
+    if not place_of_speaker:
+        elsewhere = []
         for depth in ("", "*/", "*/*/"):
-            for found in sorted(root.glob(f"VoxCeleb1/{depth}id1*")):
-                raise DataError(f"{task}: {found} is not where it should be; move all of "
-                                f"{found.parent} into {root / 'VoxCeleb1/dev/wav'}")
+            elsewhere += sorted(root.glob(f"VoxCeleb1/{depth}id1*/"))
+        if elsewhere:
+            raise DataError(f"{task}: {elsewhere[0]} is not where it should be; move all of "
+                            f"{elsewhere[0].parent} into {root / 'VoxCeleb1/dev/wav'}")
     for name in names:
         speaker = name.split("/")[0]
         path = place_of_speaker.get(speaker, root / "VoxCeleb1/dev/wav") / name
@@ -349,7 +352,9 @@ def read_ic(root, split: str, skip_broken=False, cache: Path | None = None) -> C
         check(known, f"IC: {intent} is unknown to train, in {file}; correct it")
         target = tuple(names.index(value) for value, names in zip(intent, labels))
         utterances.append(Utterance(path, str(folder / path), target, intent))
-    skipped = list_unread("IC", require_path("IC", folder, "wavs"), (".wav",))
+    for u in utterances[:1]:  # a renamed folder is one sentence, not one per recording
+        require_path("IC", folder, os.path.dirname(u.id))
+    skipped = list_unread("IC", folder / "wavs", (".wav",))
     corpus = Corpus("IC", utterances, labels, skipped=tuple(skipped))
     return measure_corpus(corpus, root, skip_broken, cache)
 
@@ -372,8 +377,8 @@ def read_intents(file: Path) -> list[tuple[str, list[str]]]:
         row = dict(zip(header, cells))
         for name in columns:
             check(row.get(name), f"IC: line {number} has no {name} in {file}; complete it")
-        check(len(cells) == len(header), f"IC: line {number} has {len(cells)} cells and the header "
-              f"has {len(header)} in {file}; correct its commas and quotes")
+        check(not any(cells[len(header):]), f"IC: line {number} has {len(cells)} cells and the "
+              f"header has {len(header)} in {file}; correct its commas and quotes")
         rows.append((row["path"], [row[name] for name in columns[1:]]))
     check(rows, f"IC: no line below the header in {file}; restore it")
     return rows

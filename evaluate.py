@@ -12,6 +12,7 @@
 import argparse
 import functools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +20,14 @@ import torch
 
 from batches import collate, length_sorted_batches, load_ahead
 from corpus import Corpus
-from engine.frozen import ENCODING_SAMPLES, FrozenFeatures
 from engine.flags import as_path
+from engine.frozen import ENCODING_SAMPLES, FrozenFeatures
 from engine.launch import friendly_errors, progress, say
 from engine.runs import (FORMAT, RunError, file_digest, load_checkpoint, read_config, read_json,
                          save_json_lines, save_result, weights_digest)
 from engine.session import restore
 from metrics import eer_threshold
-from model import EncoderError, Hubert, MultiTask, load_encoder
+from model import Hubert, MultiTask, load_encoder
 from results import check_comparable, print_results, read_results, table_cells
 from scenarios import RunConfig, build_model, load_config, load_run_encoder
 from tasks import TASKS, read_corpus, score, summarise
@@ -163,23 +164,25 @@ def load_trained_encoder(folder: Path, config: RunConfig) -> Hubert:
     (b) keeps it in its checkpoint. Raises RunError if the frozen encoder of another run changed
     since, whether it is a pretrained one or, in (c), that of (b-2).
     """
-    folder = folder.resolve()  # of ".", and of a link, the parent is elsewhere
     if config.trains_encoder:
         return load_encoder(str(folder / "checkpoint.pt"))
-    saved = read_config(folder)
-    pretrained, source = saved["recorded"]["encoder"], folder.parent / (config.encoder_run or "")
-    if not source.is_dir():
-        raise RunError(f"{folder} needs the encoder of {source}; put that run beside it")
-    try:
-        encoder = load_run_encoder(config, pretrained, folder.parent)
-    except EncoderError as error:
-        raise RunError(f"the encoder of {folder} cannot be loaded: {error}; put it back, or write "
-                       f"its new place under \"recorded\" in {folder / 'config.json'}") from error
+    saved, runs = read_config(folder), Path(os.path.abspath(folder)).parent
     if config.encoder_run:
+        if not (runs / config.encoder_run).is_dir():
+            runs = folder.resolve().parent  # `folder` is a link to a run elsewhere
+        source = runs / config.encoder_run
+        if not source.is_dir():
+            raise RunError(f"{folder} needs the encoder of {source}; put that run beside it")
         before = saved["built_on_weights"].get(config.encoder_run)
         if weights_digest(load_checkpoint(source)) != before:
             raise RunError(f"the weights of {source} changed since {folder} was trained")
-    return encoder
+    pretrained = Path(saved["recorded"]["encoder"])  # absolute, or a name such as "tiny"
+    needs_pretrained = not config.encoder_run or config.interpolate < 1
+    if needs_pretrained and pretrained.is_absolute() and not pretrained.exists():
+        raise RunError(f"the encoder of {folder} was {pretrained}, which is missing; put it back, "
+                       f"or write its new place into the part \"recorded\" of its config.json")
+    return load_run_encoder(config, str(pretrained), runs)
+
 
 
 def main() -> None:

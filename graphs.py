@@ -423,7 +423,8 @@ def main(arguments: list[str] | None = None) -> None:
                         help="seeds to average, where they exist")
     parser.add_argument("--tasks", nargs="+", type=task_names, default=[], metavar="TASK",
                         help="the tasks of the experiment, as in train.py; default: all nine")
-    parser.add_argument("--out", type=as_path, default=Path("figures"), help="for the pictures")
+    parser.add_argument("--out", type=as_path, default=Path("figures"),
+                        help="folder for the pictures")
     args = parser.parse_args(arguments)
     args.tasks = in_table_order(sum(args.tasks, [])) or tuple(TASKS)
     if args.affinity and args.paper:

@@ -103,8 +103,8 @@ SETTINGS = {
                     feature_grad_mult=0.0, time_mask_width=0, transfer_lr=2e-3, transfer_steps=400,
                     transfer_warmup=20, transfer_batch=16, evaluate_every=100),
 }
-# Four times the updates of (b): larger effects of one task on another (docs/RESULTS.md). The name
-# stays "tiny", so the heads of (a) are shared.
+# (b) has four times the updates, to look for larger effects of one task on another
+# (docs/RESULTS.md). The name stays "tiny", so both settings share the heads of (a).
 SETTINGS["study"] = replace(SETTINGS["tiny"], mtl_steps=1_200, mtl_warmup=60)
 
 

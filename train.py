@@ -461,8 +461,8 @@ def run_command(args: argparse.Namespace, setting: Setting, options: Options) ->
 def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, ...]) -> None:
     """Print the table of the finished runs; for "all" draw the graphs; write a page.
 
-    The page takes seconds, so only "all" and (c), which end an experiment, write it. The runs are
-    complete, so a table, graphs or a page that fail are only a note.
+    The page takes seconds, so only "all" and (c), which end an experiment, write it. If the graphs
+    or the page fail, a note says why, because the runs are complete.
     """
     print()
     try:
@@ -474,10 +474,10 @@ def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, .
     if args.scenario == "all" and 1 in args.fold and as_in_paper:
         wanted = argparse.Namespace(runs=options.runs, seed=args.seed, tasks=args.tasks,
                                     out=options.out, paper=False, affinity=False)
-        or_note("no graphs", graphs.draw_graphs, wanted)
+        or_note("no graphs", options.debug, graphs.draw_graphs, wanted)
     if args.scenario in ("all", "transfer"):
         page = options.runs / "report.html"
-        or_note(f"no {page}", write_page, page, options)
+        or_note(f"no {page}", options.debug, write_page, page, options)
 
 
 def write_page(page: Path, options: Options) -> None:

@@ -111,18 +111,20 @@ def interpret(content: dict, path: Path) -> tuple[dict, dict[str, Tensor]]:
 def _unwrap(content: dict) -> tuple[object, dict[str, Tensor]]:
     """The value of "config" in a file (None if there is none), and its weights."""
     config = None
+    whole = content
     wrapped = True
     while wrapped:
         config = content.get("config", config)
         wrapped = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
-        if not any(isinstance(x, Tensor) for x in content.values()):
-            inner = [key for key, x in content.items() if isinstance(x, dict) and key != "config"]
-            wrapped = wrapped or (inner if len(inner) == 1 else [])  # under any name
+        inner = [key for key, x in content.items() if isinstance(x, dict) and key != "config"]
+        has_tensors = any(isinstance(x, Tensor) for x in content.values())
+        if not wrapped and not has_tensors and len(inner) == 1:
+            wrapped = inner  # one dict, under any name
         if wrapped:
             content = content[wrapped[0]]
     weights = {name: x for name, x in content.items() if isinstance(x, Tensor)}
     if not weights:
-        raise EncoderError(f"no parameters in it; it holds {some(content)}; save them alone: "
+        raise EncoderError(f"no parameters in it; it holds {some(whole)}; save them alone: "
                            "torch.save(model.state_dict(), file)")
     numbers = [name for name in weights if not isinstance(name, str)]
     if numbers:

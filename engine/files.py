@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 AUDIO_SUFFIXES = set(".aac .aif .aiff .au .flac .m4a .mp3 .mp4 .ogg .opus .sph .wav .wma".split())
-# A sentence in Corpus.skipped with these words is about the corpus. Any other sentence is about an
-# utterance that was left out.
 # Lines of an RTTM file that are no turns of a speaker (NIST, RT-09 evaluation plan, appendix A)
 OTHER_RTTM_TYPES = ("SPKR-INFO", "SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX",
                     "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB", "A/P")
+# A sentence in Corpus.skipped with these words is about the corpus. Any other sentence is about an
+# utterance that was left out.
 NOT_READ, UNKNOWN_SYMBOL = "are not read", "cannot be recognised"
 
 
@@ -105,7 +105,7 @@ def find_misplaced(folder: Path, name: str) -> str:
             return f"{place} contains it: name that folder, or move its content one folder up"
     for place in here.parents[:3]:
         if os.path.exists(place / name):
-            return f"{place} contains it: name that folder"
+            return f"{place} contains it: name that folder, or move it here"
     spelt = folder
     for part in (first, *rest):
         names = sorted(os.listdir(spelt)) if os.access(spelt, os.R_OK) and spelt.is_dir() else []
@@ -165,7 +165,7 @@ def read_rttm(task: str, file: Path, max_speakers: int) -> dict[str, list]:
     text, the subtype and the confidence. Raises DataError if a line is malformed or a recording has
     more than `max_speakers`."""
     number = r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
-    pattern = rf"SPEAKER\s+(\S+)\s+1\s+{number}\s+{number}\s+\S+\s+\S+\s+(\S+)\s+\S+.*"
+    pattern = rf"SPEAKER\s+(\S+)\s+1\s+{number}\s+{number}\s+\S+\s+\S+\s+(?!<NA>)(\S+)\s+\S+.*"
     others = rf";;.*|(?:{'|'.join(OTHER_RTTM_TYPES)})\s.*"
     form = "SPEAKER <recording> 1 <start s> <seconds> <NA> <NA> <speaker> <NA>"
     turns = {}

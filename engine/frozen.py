@@ -191,7 +191,7 @@ def _write_states(encoder: Hubert, corpus: Corpus, counts: list[int], training: 
     frames, checksums, order = [0] * len(draws), [0] * len(draws), []
     batches = length_sorted_batches(corpus.lengths, draws, ENCODING_SAMPLES)
     loader = load_ahead(batches, workers, functools.partial(collate, corpus, seed=seed))
-    loading = iter(loader)  # here, because the errors of its processes are not those of the file
+    loading = iter(loader)  # outside atomic_file: the errors of its workers are not about the file
     bar = progress(loading, title, total=len(loader), unit="batch", leave=False, disable=quiet,
                    delay=1)
     with atomic_file(path) as file:

@@ -27,16 +27,19 @@ SECONDS_BETWEEN_LINES = 30  # of a progress bar that is written into a file
 
 def rank() -> int:
     """The number of this process among those that torchrun started; 0 without torchrun."""
-    return _environment_number("RANK", 0) if world_size() > 1 else 0
+    return _environment_number("RANK", default=0) if world_size() > 1 else 0
 
 
 def world_size() -> int:
     """The number of processes that torchrun started; 1 without torchrun."""
-    return _environment_number("WORLD_SIZE", 1)
+    return _environment_number("WORLD_SIZE", default=1)
 
 
 def _environment_number(name: str, default: int) -> int:
-    """A number that torchrun puts into the environment; the default if it is missing or empty."""
+    """A number that torchrun puts into the environment; the default if it is missing or empty.
+
+    Raises RunError if it is no number, or below the default, which is also the smallest value.
+    """
     text = os.environ.get(name) or str(default)
     if not text.isdecimal() or int(text) < default:
         raise RunError(f"{name} is {text!r} in the environment, not a number of torchrun; unset it")
@@ -50,7 +53,7 @@ def process_group(device: str) -> Iterator[None]:
     Raises RunError if WORLD_SIZE is set, as some clusters do, but torchrun did not start us.
     """
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    rank()  # raises RunError if a number is none
+    rank()  # raises RunError if WORLD_SIZE or RANK is not a number
     if world_size() > 1 and missing:
         raise RunError(
             f"WORLD_SIZE is {world_size()} in the environment, without {' and '.join(missing)}: "
@@ -58,7 +61,7 @@ def process_group(device: str) -> Iterator[None]:
             "WORLD_SIZE"
         )
     if device == "cuda":
-        torch.cuda.set_device(_environment_number("LOCAL_RANK", 0))
+        torch.cuda.set_device(_environment_number("LOCAL_RANK", default=0))
     if world_size() > 1:
         backend = "nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=12))
@@ -220,11 +223,16 @@ def say(text: str) -> None:
         tqdm.write(text)
 
 
-def or_note(what: str, function: Callable, *arguments) -> None:
-    """Call a function that only shows something; if it fails, print a note with its first line."""
+def or_note(what: str, debug: bool, function: Callable, *arguments) -> None:
+    """Call a function that only shows something; if it fails, print "note: <what>: <reason>".
+
+    With `debug` the error is raised.
+    """
     try:
         function(*arguments)
     except Exception as error:  # of any kind: the work that it shows is done
+        if debug:
+            raise
         reason = str(error).strip() or type(error).__name__
         say(f"note: {what}: {printable(reason.splitlines()[0])}")
 
@@ -239,7 +247,7 @@ def progress(*args, **options) -> tqdm:
 class ForgivingStream:
     """A text stream that falls silent when nobody reads it any more (`| head -1`).
 
-    `lost` is the error if the text could not be written for another reason, such as a full disk.
+    `lost` is the error if a full disk lost a part of the text, else None.
     """
 
     def __init__(self, stream):

@@ -98,9 +98,10 @@ def find_file(path: Path) -> Path:
     _check_link(path)
     if path.is_dir():
         for name in (*FILES, *INDEXES):
-            _check_link(path / name)
             if (path / name).is_file():
                 return path / name
+        for name in (*FILES, *INDEXES):
+            _check_link(path / name)
         inside = sorted(file.name for file in path.iterdir())
         raise EncoderError("no such file, but a folder without weights (neither "
                            f"{' nor '.join(FILES + INDEXES)}); it holds {some(inside)}")

@@ -133,7 +133,7 @@ def locked(path: Path) -> Iterator[None]:
 
     The operating system frees the lock when a process ends, however it ends. Some network file
     systems have no locks; the block then runs without one, after a note. In a read-only folder it
-    runs without one, too: nothing can be made there, and finished runs can be read.
+    runs without one, too, because nothing can be made there.
     """
     lock = path.with_name(f"{path.name}.lock")
     with ExitStack() as stack:
@@ -141,7 +141,7 @@ def locked(path: Path) -> Iterator[None]:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(lock, "w"))
         except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES):
+            if error.errno != errno.EROFS and os.access(lock.parent, os.W_OK):
                 raise cannot_write(lock, error) from error
             file = None
         if fcntl and file:

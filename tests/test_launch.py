@@ -249,7 +249,7 @@ def test_the_processes_of_a_killed_parent_stop(root, tmp_path):
     assert [log.stat().st_size for log in logs] == sizes
 
 
-def test_finished_runs_in_a_read_only_folder_can_be_read(monkeypatch, tmp_path):
+def test_a_lock_in_a_read_only_folder_is_skipped(monkeypatch, tmp_path):
     def refuse(path, mode):
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 

@@ -81,6 +81,12 @@ def test_an_update_in_two_parts_reads_the_utterances_of_the_whole_batch(run_trai
     assert seen[0][0] == pytest.approx(seen[1][0], rel=0.1)
 
 
+def test_the_setting_study_is_tiny_with_four_times_the_updates_of_b(monkeypatch):
+    monkeypatch.setattr("sys.argv", "train.py --scenario mtl --setting study".split())
+    _, setting, options = parse_arguments("")
+    assert (setting.mtl_steps, setting.encoder, options.save_every) == (1_200, "tiny", 100)
+
+
 def test_a_tilde_in_a_flag_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     flags = "--scenario mtl --runs=~/runs --out=~/figures --data=~/data"

@@ -210,7 +210,7 @@ def test_without_the_data_of_the_runs_there_are_no_players_and_the_page_says_so(
 
 
 def test_a_page_that_cannot_be_written_is_a_note_after_training(tmp_path, monkeypatch, output_of):
-    wanted = ("no page.html", train.write_page, "page.html", Options(runs=tmp_path))
+    wanted = ("no page.html", False, train.write_page, "page.html", Options(runs=tmp_path))
     monkeypatch.setattr(tools.report, "write_report", write_report)
     assert "note: no page.html: no finished run in" in output_of(or_note, *wanted)
 
@@ -219,6 +219,8 @@ def test_a_page_that_cannot_be_written_is_a_note_after_training(tmp_path, monkey
 
     monkeypatch.setattr(tools.report, "write_report", fail)
     assert output_of(or_note, *wanted) == "note: no page.html: a bug\n"
+    with pytest.raises(ZeroDivisionError):  # --debug
+        or_note("no page.html", True, fail)
 
 
 def test_a_folder_without_runs_is_one_sentence(tmp_path, refused, monkeypatch):

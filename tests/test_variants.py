@@ -81,7 +81,7 @@ def test_a_run_is_read_through_a_link_and_from_inside(runs, tmp_path, monkeypatc
     assert evaluate.evaluate_again(Path("."), "test", None) == expected
 
 
-def test_what_a_run_needs_and_what_is_gone_is_said(runs, tmp_path, refused):
+def test_a_missing_encoder_or_run_or_data_folder_is_one_sentence(runs, tmp_path, refused):
     for name in ("transfer-IC", "ssl-IC"):
         shutil.copytree(runs / name, tmp_path / name)
     again = [evaluate.main, "--run"]
@@ -91,8 +91,8 @@ def test_what_a_run_needs_and_what_is_gone_is_said(runs, tmp_path, refused):
     assert Path(saved["recorded"]["encoder"]).is_absolute()
     saved["recorded"]["encoder"] = "/nowhere/encoder.pt"
     config.write_text(json.dumps(saved))
-    refused(run_main, [*again, tmp_path / "ssl-IC"], "/nowhere/encoder.pt: no such file",
-            'write its new place under "recorded"')
+    refused(run_main, [*again, tmp_path / "ssl-IC"], "was /nowhere/encoder.pt, which is missing",
+            'write its new place into the part "recorded"')
     refused(run_main, [*again, tmp_path], "there is no run", str(tmp_path))
     refused(run_main, [*again, tmp_path / "ssl-IC", "--data", "/nowhere"], "no folder /nowhere")
     (tmp_path / "ssl-IC/result.json").unlink()
