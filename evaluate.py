@@ -209,7 +209,7 @@ def main() -> None:
         parser.error(f"nothing to do: give --run, --table, --{', --'.join(PLOTS)}")
     if args.paper and not args.summary:
         parser.error("--paper goes with --summary")
-    with friendly_errors(args.debug):
+    with friendly_errors(args.debug, needs_output=True):
         if args.run:
             print(json.dumps(evaluate_again(args.run, args.split, args.data), indent=1))
         if of_all_runs:

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     files, tasks = list(dict.fromkeys(args.files)), sum(args.task, [])
-    with friendly_errors(args.debug):
+    with friendly_errors(args.debug, needs_output=True):
         there = [name for folder in args.run for name in finished_config(folder).tasks]
         check(set(tasks) <= set(there), f"--task: these runs have heads for {' '.join(there)} only")
         rows = [row for run in args.run for row in predict(run, files, tasks or there)]

@@ -304,11 +304,13 @@ CAUSES = {  # a part of an error's text: what the user can do about it
 
 
 @contextmanager
-def friendly_errors(debug: bool = False, after_stop: str = "") -> Iterator[None]:
+def friendly_errors(debug: bool = False, after_stop: str = "",
+                    needs_output: bool = False) -> Iterator[None]:
     """Guard a program: user errors print one line and exit with code 2; anything else is a bug.
 
     Ctrl-C prints one line that ends with `after_stop`, and exits with code 130. If nobody reads the
-    output any more (`| head -1`), the program goes on without printing.
+    output any more (`| head -1`), the program goes on without printing. With `needs_output`, output
+    that a full disk loses is an error, because it is all that the program makes.
     """
     streams = sys.stdout, sys.stderr
     sys.unraisablehook = _ignore_loader_end  # also after the end of this block
@@ -317,7 +319,7 @@ def friendly_errors(debug: bool = False, after_stop: str = "") -> Iterator[None]
     try:
         yield
         output.flush()
-        if output.lost:
+        if output.lost and needs_output:
             raise OSError("the output of this program is incomplete: the disk is full; make room, "
                           "and start it again")
     except KeyboardInterrupt as stop:
