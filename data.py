@@ -45,6 +45,13 @@ def require_path(task: str, folder, *names: str) -> Path:
     return existing_path(task, folder, names, HOW_TO_GET[task])
 
 
+def require_audio_folder(task: str, root: Path, utterances: list[Utterance]) -> None:
+    """Raises DataError, which says what is there instead, if none of the folders exists."""
+    folders = sorted({os.path.dirname(u.path) for u in utterances})
+    if folders and not any(os.path.isdir(folder) for folder in folders):
+        require_path(task, root, os.path.relpath(folders[0], root))
+
+
 def read_transcripts(task: str, root, split: str) -> tuple[list, list]:
     """(id, path, words) of each line of the transcripts; a message on each unused file."""
     part = "train-clean-100" if split == "train" else f"{split}-clean"
@@ -281,13 +288,12 @@ def read_sd(root, split: str, skip_broken=False, cache: Path | None = None) -> C
     file = require_path("SD", folder, "wav.scp")
     for name, path in read_lines("SD", file, r"(\S+)\s+(.+)", "<recording> <path of its audio>"):
         _, libri2mix, rest = path.rpartition("Libri2Mix/")  # LibriMix writes absolute paths
-        if libri2mix:
-            require_path("SD", root, os.path.dirname(libri2mix + rest))
         utterances.append(Utterance(name, os.path.join(root, libri2mix + rest), None, None))
     listed = {u.id for u in utterances}
     for name in sorted(listed.union(turns)):
         check(name in listed, f"SD: {name} of rttm is missing in {file}; add it")
         check(name in turns, f"SD: {name} of wav.scp is missing in {folder / 'rttm'}; add it")
+    require_audio_folder("SD", root, utterances)
     skipped = []
     for place in sorted({Path(u.path).parent for u in utterances}):
         skipped += list_unread("SD", place, tuple({Path(u.path).suffix for u in utterances}), 0)
@@ -352,8 +358,7 @@ def read_ic(root, split: str, skip_broken=False, cache: Path | None = None) -> C
         check(known, f"IC: {intent} is unknown to train, in {file}; correct it")
         target = tuple(names.index(value) for value, names in zip(intent, labels))
         utterances.append(Utterance(path, str(folder / path), target, intent))
-    for u in utterances[:1]:  # a renamed folder is one sentence, not one per recording
-        require_path("IC", folder, os.path.dirname(u.id))
+    require_audio_folder("IC", folder, utterances)
     skipped = list_unread("IC", folder / "wavs", (".wav",))
     corpus = Corpus("IC", utterances, labels, skipped=tuple(skipped))
     return measure_corpus(corpus, root, skip_broken, cache)

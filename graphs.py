@@ -430,30 +430,36 @@ def main(arguments: list[str] | None = None) -> None:
     if args.affinity and args.paper:
         parser.error("--affinity needs our runs: the paper has no gradients")
     with friendly_errors():
-        draw_graphs(args)
+        if args.paper:
+            draw_graphs(paper_changes(), "Table 1 of the paper", args.out)
+            return
+        try:
+            changes = run_changes(args.runs, args.seed, args.tasks)
+        except ValueError as error:  # of a metric: nothing to score, a score that is not a number
+            raise RunError(f"{args.runs}: {error}") from error
+        if args.affinity:
+            compare_affinity(changes, args)
+        else:
+            draw_graphs(changes, runs_title(args.runs, args.seed), args.out)
 
 
-def draw_graphs(args: argparse.Namespace) -> None:
-    """Compare, draw, write and print."""
+def runs_title(folder: Path, seeds: list[int]) -> str:
+    """The title of the graphs of our runs."""
+    return f"{printable(str(folder))}, seed {' '.join(str(seed) for seed in seeds)}"
+
+
+def draw_graphs(changes: list[Change], title: str, out: Path) -> None:
+    """Draw the changes into files in the folder `out`, and print them."""
     from tools.drawing import write_files
 
-    try:
-        changes = paper_changes() if args.paper else run_changes(args.runs, args.seed, args.tasks)
-    except ValueError as error:  # of a metric: nothing to score, a score that is not a number
-        raise RunError(f"{args.runs}: {error}") from error
-    if args.affinity:
-        compare_affinity(changes, args)
-        return
     edges = make_edges(changes)
-    seeds = " ".join(str(seed) for seed in args.seed)
-    title = "Table 1 of the paper" if args.paper else f"{printable(str(args.runs))}, seed {seeds}"
     try:
-        write_files(changes, edges, title, args.out)
+        write_files(changes, edges, title, out)
     except OSError as error:
-        raise OSError(f"cannot write to {args.out} ({error.strerror})") from error
+        raise OSError(f"cannot write to {out} ({error.strerror})") from error
     print_statistics(changes)
     print_edges(edges)
-    print(f"wrote edges.json, *.dot, fig2.svg, fig2.png, changes.png, matrix.png to {args.out}")
+    print(f"wrote edges.json, *.dot, fig2.svg, fig2.png, changes.png, matrix.png to {out}")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def parse_arguments(description: str) -> tuple[argparse.Namespace, Setting, Opti
     what.add_argument("--tasks", nargs="+", type=task_names, metavar="TASK", default=[],
                       help="the tasks of the whole experiment, as in PR,ASR; default: all nine")
     what.add_argument("--seed", type=number(int, least=0), nargs="+", default=[0], metavar="N",
-                      help="of weights, batches and masks; several: all are trained")
+                      help="of weights, batches and masks; one or several")
     what.add_argument("--fold", type=int, nargs="+", default=[1], choices=range(1, 6),
                       help="ER's test session: the paper reports 1, SUPERB the mean of 1 2 3 4 5")
     what.add_argument("--setting", choices=tuple(SETTINGS),

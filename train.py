@@ -472,20 +472,20 @@ def show_results(args: argparse.Namespace, options: Options, tasks: tuple[str, .
     # The graphs compare runs of fold 1 that report the last step, without masked prediction.
     as_in_paper = args.select in (None, "last") and not args.masked_weight
     if args.scenario == "all" and 1 in args.fold and as_in_paper:
-        wanted = argparse.Namespace(runs=options.runs, seed=args.seed, tasks=args.tasks,
-                                    out=options.out, paper=False, affinity=False)
-        or_note("no graphs", options.debug, graphs.draw_graphs, wanted)
+        with or_note("no graphs", options.debug):
+            changes = graphs.run_changes(options.runs, args.seed, args.tasks)
+            graphs.draw_graphs(changes, graphs.runs_title(options.runs, args.seed), options.out)
     if args.scenario in ("all", "transfer"):
-        page = options.runs / "report.html"
-        or_note(f"no {page}", options.debug, write_page, page, options)
+        write_page(options.runs / "report.html", options)
 
 
 def write_page(page: Path, options: Options) -> None:
-    """Write a page about the finished runs (tools/report.py)."""
-    from tools.report import write_report
+    """Write a page about the finished runs (tools/report.py), or say why there is none."""
+    with or_note(f"no {page}", options.debug):
+        from tools.report import write_report
 
-    write_report(options.runs, page, options.data)
-    say(f"wrote {page}; open it in a browser")
+        write_report(options.runs, page, options.data)
+        say(f"wrote {page}; open it in a browser")
 
 
 def main() -> None:

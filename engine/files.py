@@ -80,13 +80,18 @@ def existing_path(task: str, folder: Path, names: tuple[str, ...], advice: str) 
     raise DataError(f"{task}: nothing called {' or '.join(names)} in {folder}{holds}; {advice}")
 
 
+def broken_link(path: Path) -> str:
+    """"<path> is a link to <target>, which does not exist"; "" if the path is no such link."""
+    if path.is_symlink() and not os.path.exists(path):
+        return f"{path} is a link to {os.readlink(path)}, which does not exist"
+    return ""
+
+
 def check_links(task: str, folder: Path, name: str) -> None:
-    """Raises DataError if a part of the path folder/name is a link to something that is missing."""
+    """Raises DataError if a part of the path folder/name is a broken link."""
     for part in (*reversed(Path(name).parents), Path(name)):
-        link = folder / part
-        if link.is_symlink() and not os.path.exists(link):
-            raise DataError(f"{task}: {link} is a link to {os.readlink(link)}, which does not "
-                            "exist; mount that disk, or correct the link")
+        broken = broken_link(folder / part)
+        check(not broken, f"{task}: {broken}; mount that disk, or correct the link")
 
 
 def find_misplaced(folder: Path, name: str) -> str:

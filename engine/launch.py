@@ -223,13 +223,14 @@ def say(text: str) -> None:
         tqdm.write(text)
 
 
-def or_note(what: str, debug: bool, function: Callable, *arguments) -> None:
-    """Call a function that only shows something; if it fails, print "note: <what>: <reason>".
+@contextmanager
+def or_note(what: str, debug: bool) -> Iterator[None]:
+    """Guard a block that only shows something: if it fails, print "note: <what>: <reason>".
 
     With `debug` the error is raised.
     """
     try:
-        function(*arguments)
+        yield
     except Exception as error:  # of any kind: the work that it shows is done
         if debug:
             raise

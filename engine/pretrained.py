@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.architecture import EncoderError, interpret
-from engine.files import some
+from engine.files import broken_link, some
 
 TINY_FILE = Path(__file__).parent.parent / "toy" / "tiny_hubert.pt"
 NAMES = ("tiny", "hubert_base", "random-tiny", "random-hubert_base", "random-hubert_large")
@@ -113,10 +113,10 @@ def find_file(path: Path) -> Path:
 
 
 def _check_link(path: Path) -> None:
-    """Raises EncoderError if a path is a link to something that is missing."""
-    if path.is_symlink() and not path.exists():
-        raise EncoderError(f"{path.name} is a link to {path.readlink()}, which does not exist; "
-                           "copy the file itself, for instance by cp -L")
+    """Raises EncoderError if a path is a broken link."""
+    broken = broken_link(path)
+    if broken:
+        raise EncoderError(f"{broken}; copy the file itself, for instance by cp -L")
 
 
 def read_file(path: Path) -> dict:

@@ -1119,7 +1119,7 @@ PATHS = [  # (task, split, file, what stands where a part of a path does)
         *(
             (task, split, replaced(path, name, "/etc/passwd"),
              "/etc/passwd.* points outside the data folder|malformed|no such file"
-             + ("|nothing called Libri2Mix//etc" if task == "SD" else ""))
+             + ("|nothing called Libri2Mix/etc" if task == "SD" else ""))
             for task, split, path, name in PATHS
         ),
         ("PR", "train", removed("LibriSpeech"),

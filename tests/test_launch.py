@@ -113,7 +113,7 @@ def test_world_size_without_torchrun_is_one_sentence(root, tmp_path):
     ({"WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "without RANK"),
     ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc'"), ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
     ({"WORLD_SIZE": "2", "RANK": "-1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is '-1'")])
-def test_half_of_torchruns_environment_is_one_sentence(environment, said, monkeypatch, capsys):
+def test_half_of_torchruns_environment_is_one_sentence(environment, said, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError, match=said), process_group("cpu"):

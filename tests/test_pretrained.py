@@ -286,6 +286,13 @@ def test_weights_in_another_wrapping_say_how_to_unwrap_them(tmp_path):
         load_encoder(str(path))
 
 
+def test_an_index_that_is_a_git_lfs_pointer_is_called_so(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 377\n"
+    (tmp_path / "model.safetensors.index.json").write_text(pointer)
+    with pytest.raises(EncoderError, match="Git LFS pointer.*git lfs pull"):
+        load_encoder(str(tmp_path))
+
+
 @pytest.mark.parametrize("names", [["net"], ["checkpoint", "weights"], ["model", "module"]])
 def test_weights_are_found_inside_one_dictionary_of_any_name(names, tmp_path):
     content = random_encoder(TINY, seed=3).checkpoint()

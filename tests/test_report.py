@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as xml
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,6 @@ from conftest import INPUTS, fake_run, run_main
 
 import tools.report
 import train
-from engine.launch import or_note
 from engine.runs import RunError, write_config
 from evaluate import write_result
 from graphs import make_edges, run_changes
@@ -210,17 +210,26 @@ def test_without_the_data_of_the_runs_there_are_no_players_and_the_page_says_so(
 
 
 def test_a_page_that_cannot_be_written_is_a_note_after_training(tmp_path, monkeypatch, output_of):
-    wanted = ("no page.html", False, train.write_page, "page.html", Options(runs=tmp_path))
+    options = Options(runs=tmp_path)
     monkeypatch.setattr(tools.report, "write_report", write_report)
-    assert "note: no page.html: no finished run in" in output_of(or_note, *wanted)
+    assert "note: no page.html: no finished run in" in output_of(
+        train.write_page, "page.html", options)
 
     def fail(*arguments) -> None:
         raise ZeroDivisionError("a bug\nin two lines")
 
     monkeypatch.setattr(tools.report, "write_report", fail)
-    assert output_of(or_note, *wanted) == "note: no page.html: a bug\n"
-    with pytest.raises(ZeroDivisionError):  # --debug
-        or_note("no page.html", True, fail)
+    assert output_of(train.write_page, "page.html", options) == "note: no page.html: a bug\n"
+    with pytest.raises(ZeroDivisionError):
+        train.write_page("page.html", replace(options, debug=True))
+
+
+def test_graphs_that_fail_are_a_note_after_training(runs, tmp_path, output_of):
+    (tmp_path / "file").touch()
+    args = Namespace(scenario="all", fold=[1], seed=[0], tasks=ALL, select=None, masked_weight=None)
+    options = Options(runs=runs, out=tmp_path / "file")
+    printed = output_of(train.show_results, args, options, ALL)
+    assert "note: no graphs: cannot write to" in printed and "wrote" in printed
 
 
 def test_a_folder_without_runs_is_one_sentence(tmp_path, refused, monkeypatch):

@@ -615,6 +615,11 @@ def test_pretraining_has_the_losses_that_it_always_had(tmp_path):
     assert load_encoder(str(out)).config == load_encoder("tiny").config
 
 
+@pytest.mark.parametrize("module", [pretrain, synthesis])
+def test_a_seed_below_zero_is_refused(module, refused):
+    refused(run_main, [module.main, "--seed", "-1"], "-1 is out of range", alone=False)
+
+
 def test_too_little_speech_to_pretrain_on_is_one_sentence(tmp_path, refused):
     flags = ["--hours", "0.001", "--out", tmp_path / "tiny.pt"]
     error = refused(run_main, [pretrain.main, *flags])
